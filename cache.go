@@ -1,0 +1,195 @@
+package sessionlock
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/sessionlock/sessionlock/internal/entry"
+	"github.com/sessionlock/sessionlock/internal/hub"
+	"github.com/sessionlock/sessionlock/internal/lua"
+)
+
+// Cache is the store behind a [Client]: any that can compare. SQL does it by
+// WHERE, memcached by cas, etcd and DynamoDB natively; sessionlocktest.CacheTest
+// shows whether an implementation is right. Values are opaque, between 1 byte
+// and 33 KiB, and two values of one key are never equal, so comparing whole
+// values is exact. Keys are printable ASCII of at most 128 bytes. It must be
+// safe for concurrent use and should end with its context, though the client
+// does not rely on that.
+//
+// Optional faces, looked for once by New: [Watcher] and [Clock]. A decorator
+// that hides them costs speed, never correctness.
+type Cache interface {
+	// Load returns the value of key. A missing or expired one is nil, nil; err
+	// is for failures of the store itself: an outage reported as absent would
+	// log the whole fleet in again.
+	Load(ctx context.Context, key string) ([]byte, error)
+
+	// CompareAndSwap stores next for ttl if old is what is stored; a nil old
+	// means that nothing is. It returns what is stored afterwards: next when it
+	// was swapped, also by an earlier copy of the same request; otherwise the
+	// value that was in the way, nil when there is none. Nothing changes unless
+	// next is returned. ttl is at least a millisecond; a store may round it up.
+	CompareAndSwap(ctx context.Context, key string, old, next []byte, ttl time.Duration) (now []byte, err error)
+}
+
+// Watcher is an optional face of a [Cache]: a hint that the value of a key has
+// changed. It may come late, twice, or never: a hint only makes things earlier
+// that polling finds as well. changed must not block; it is not called after
+// stop has returned, except for a call already under way.
+type Watcher interface {
+	Watch(key string, changed func()) (stop func())
+}
+
+// Clock is an optional face of a [Cache]: the store's time. It is read at the
+// first attempt, every five minutes, and when the process's own clocks part;
+// between readings its offset is kept. Without it the process's clock is used,
+// and clocks of a fleet must agree to within the expiry margin.
+type Clock interface {
+	Now(ctx context.Context) (time.Time, error)
+}
+
+// redisCache keeps each value in a Redis string. It has all three faces.
+type redisCache struct {
+	rdb redis.UniversalClient
+	hub *hub.Hub
+}
+
+func newRedisCache(rdb redis.UniversalClient) *redisCache {
+	return &redisCache{rdb: rdb, hub: hub.New(rdb)}
+}
+
+// Load reads with GETRANGE rather than GET: the same cost, and of a value that
+// no client wrote at most one byte more than the limit travels.
+func (r *redisCache) Load(ctx context.Context, key string) ([]byte, error) {
+	v, err := r.rdb.GetRange(ctx, key, 0, entry.MaxSize).Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("read: %w", err)
+	}
+	if len(v) == 0 {
+		return nil, nil
+	}
+	return v, nil
+}
+
+func (r *redisCache) CompareAndSwap(ctx context.Context, key string, old, next []byte, ttl time.Duration) ([]byte, error) {
+	res, err := lua.Swap.Run(ctx, r.rdb, []string{key}, old, next, ttl.Milliseconds(), key, entry.MaxSize).Result()
+	if err != nil {
+		return nil, fmt.Errorf("swap: %w", err)
+	}
+	switch now := res.(type) {
+	case int64:
+		return next, nil
+	case string:
+		if now == "" {
+			return nil, nil
+		}
+		return []byte(now), nil
+	}
+	return nil, fmt.Errorf("swap: unexpected reply of type %T", res)
+}
+
+func (r *redisCache) Watch(key string, changed func()) func() { return r.hub.Watch(key, changed) }
+
+func (r *redisCache) Now(ctx context.Context) (time.Time, error) {
+	t, err := r.rdb.Time(ctx).Result()
+	if err != nil {
+		return time.Time{}, fmt.Errorf("time: %w", err)
+	}
+	return t, nil
+}
+
+// MemoryCache is a [Cache] and [Watcher] in this process. The zero value is
+// ready. Two clients that share one stand for a fleet in tests; in production
+// it says aloud that sessions are shared by this process only. Safe for
+// concurrent use; expired values are dropped as others are written.
+type MemoryCache struct {
+	mu      sync.Mutex
+	values  map[string]memoryValue
+	watched map[string]map[*func()]struct{}
+	sweepAt int // number of values at which the next sweep is due
+}
+
+type memoryValue struct {
+	value   string
+	expires time.Time
+}
+
+// Load implements [Cache]. Its error is nil.
+func (m *MemoryCache) Load(_ context.Context, key string) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.live(key), nil
+}
+
+// live returns a copy of what is stored under key and not expired, else nil.
+func (m *MemoryCache) live(key string) []byte {
+	v, ok := m.values[key]
+	if !ok || !time.Now().Before(v.expires) {
+		return nil
+	}
+	return []byte(v.value)
+}
+
+// CompareAndSwap implements [Cache]. Its error is nil.
+func (m *MemoryCache) CompareAndSwap(_ context.Context, key string, old, next []byte, ttl time.Duration) ([]byte, error) {
+	m.mu.Lock()
+	now := m.live(key)
+	if string(now) != string(old) {
+		m.mu.Unlock()
+		return now, nil
+	}
+	if m.values == nil {
+		m.values = map[string]memoryValue{}
+	}
+	m.values[key] = memoryValue{string(next), time.Now().Add(ttl)}
+	m.sweep()
+	wake := make([]func(), 0, len(m.watched[key]))
+	for f := range m.watched[key] {
+		wake = append(wake, *f)
+	}
+	m.mu.Unlock()
+	for _, f := range wake {
+		f()
+	}
+	return next, nil
+}
+
+// sweep drops what has expired whenever the number of values has doubled, so
+// each write pays for a constant share of it.
+func (m *MemoryCache) sweep() {
+	if len(m.values) < max(m.sweepAt, 64) {
+		return
+	}
+	for k, v := range m.values {
+		if !time.Now().Before(v.expires) {
+			delete(m.values, k)
+		}
+	}
+	m.sweepAt = 2 * len(m.values)
+}
+
+// Watch implements [Watcher].
+func (m *MemoryCache) Watch(key string, changed func()) (stop func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.watched == nil {
+		m.watched = map[string]map[*func()]struct{}{}
+	}
+	if m.watched[key] == nil {
+		m.watched[key] = map[*func()]struct{}{}
+	}
+	m.watched[key][&changed] = struct{}{}
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.watched[key], &changed)
+		if len(m.watched[key]) == 0 {
+			delete(m.watched, key)
+		}
+	}
+}

@@ -1,0 +1,744 @@
+package sessionlock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sessionlock/sessionlock/internal/entry"
+	"github.com/sessionlock/sessionlock/internal/keyname"
+	"github.com/sessionlock/sessionlock/internal/near"
+	"github.com/sessionlock/sessionlock/internal/record"
+)
+
+// Client gives out the sessions of one upstream. Make one per upstream and
+// process with [New] and keep it; all methods are safe for concurrent use.
+// Its configuration must be the same in the whole fleet.
+type Client struct {
+	config
+	upstream string
+	auth     Authenticator
+	names    keyname.Namer
+	store    *store
+	near     near.Map[*local]
+	stats    counters
+	hub      func() // ends the push subscription; nil: none of ours
+
+	base     context.Context //nolint:containedctx // the client's own life, ended by Close
+	end      context.CancelFunc
+	draining chan struct{} // closed by Close: nothing new starts, graces end
+	mu       sync.Mutex    // guards closed, and running.Add against it
+	closed   bool
+	running  sync.WaitGroup // attempts, re-reads and logouts
+}
+
+// New returns a client for upstream, a URL or a name: it is part of every key,
+// so clients of different upstreams never meet. auth makes the logins. A store
+// is required: [WithRedis] for a fleet, WithCache(new(MemoryCache)) for this
+// process only.
+//
+// New does no I/O and starts nothing. It reports everything that is wrong with
+// its arguments at once, as an error that matches [ErrInvalid].
+func New(upstream string, auth Authenticator, opts ...Option) (*Client, error) {
+	cfg, err := configure(upstream, auth, opts)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{
+		config: cfg, upstream: upstream, auth: auth,
+		names:    keyname.Namer{Secret: cfg.keySecret, Namespace: cfg.namespace, Upstream: upstream},
+		draining: make(chan struct{}),
+	}
+	c.base, c.end = context.WithCancel(context.Background())
+	c.near = near.Map[*local]{Max: cfg.nearMax, New: c.newLocal}
+	c.store = c.newStore()
+	return c, nil
+}
+
+// newStore joins the configured backends; what is not configured is the Redis
+// one, and without Redis a lock in the cache.
+func (c *Client) newStore() *store {
+	st := &store{
+		cache: c.cache, locker: c.locker,
+		rules: c.rules(), lockTTL: c.lockTTL, opTimeout: c.opTimeout, holder: holder(),
+	}
+	if st.cache == nil {
+		rc := newRedisCache(c.rdb)
+		c.hub = rc.hub.Close
+		st.cache = rc
+	}
+	if st.locker == nil && c.rdb != nil {
+		st.locker = newRedisLocker(c.rdb)
+	}
+	if st.locker == nil {
+		st.locker = cacheLocker{st.cache}
+	}
+	st.watcher, _ = st.cache.(Watcher)
+	st.clock.face, _ = st.cache.(Clock)
+	return st
+}
+
+// Session returns the session of key, logging in if the fleet has none. Callers
+// of one process share the attempt; each waits under its own ctx, and one that
+// leaves fails nobody. The key is any non-blank byte string of at most 256
+// bytes.
+//
+// Errors: [*LoginError] when there is no session because logins fail
+// ([ErrDenied], [ErrSuppressed], [ErrIncomplete]); [*LockError]; [ErrStale];
+// [ErrUnavailable] when lock or cache cannot be used; [ErrReentrant],
+// [ErrInvalid], [ErrClosed]; and ctx's error, wrapped.
+func (c *Client) Session(ctx context.Context, key string) (Session, error) {
+	if l, ok := c.near.Load(key); ok && ctx != nil && ctx.Err() == nil {
+		if s, ok := l.hit(); ok {
+			c.nearHit(ctx, l)
+			return s, nil
+		}
+	}
+	return c.session(ctx, key, rejection{})
+}
+
+// session is Session past the near copy: arguments first, then the attempt.
+func (c *Client) session(ctx context.Context, key string, no rejection) (Session, error) {
+	if err := errors.Join(checkContext(ctx), checkKey(key)); err != nil {
+		return Session{}, err
+	}
+	l := c.near.LoadOrNew(key)
+	if err := ctx.Err(); err != nil {
+		return Session{}, gone(ctx, l.id)
+	}
+	if insideLogin(ctx, c, key) {
+		return Session{}, fmt.Errorf("%w: %s", ErrReentrant, l.id)
+	}
+	return c.wait(ctx, l, no)
+}
+
+// Do runs fn with the session of key. When fn reports that the session was
+// refused ([Reject], [WithRejected]), that generation is invalidated, a newer
+// one obtained, and fn run once more; never a third time. A peer's newer
+// session is adopted without a login, so a late rejection never costs one.
+//
+// Errors are fn's own; those of [Client.Session] when there is no session to
+// run with; and [*ReauthError], which matches [ErrRejected], when the renewal
+// failed, the second run was rejected too, or the operation must not be run
+// again. A panic of fn passes through; nothing is left locked.
+func (c *Client) Do(ctx context.Context, key string, fn func(context.Context, Session) error) error {
+	if err := errors.Join(checkContext(ctx), checkKey(key), checkFunc(fn)); err != nil {
+		return err
+	}
+	s, err := c.Session(ctx, key)
+	if err != nil {
+		return err
+	}
+	return c.run(ctx, s, fn)
+}
+
+// run is the loop of Do, written out because it has two rounds and no more:
+//
+//	first run      ok, or an error that is no rejection   → that
+//	               rejected, may have been executed       → *ReauthError, not run again
+//	renewal        no session                             → *ReauthError
+//	second run     ok, or an error that is no rejection   → that
+//	               rejected                               → *ReauthError; the back-off for young
+//	                                                        sessions decides when anybody logs in
+func (c *Client) run(ctx context.Context, s Session, fn func(context.Context, Session) error) error {
+	first := fn(ctx, s)
+	verdict := c.verdict(first)
+	if verdict == NotRejected {
+		return first
+	}
+	id := c.KeyID(s.Key())
+	if again, _ := ctx.Value(idempotentKey{}).(bool); verdict == RejectedDuring && !again {
+		_ = c.Invalidate(ctx, s) // its session is dead all the same; a failure shows at the next use
+		return c.reauth(ctx, s, &ReauthError{First: first, id: id})
+	}
+	s2, err := c.session(ctx, s.Key(), rejection{s.Generation(), s.Token})
+	if err != nil {
+		return c.reauth(ctx, s, &ReauthError{First: first, Second: err, id: id})
+	}
+	second := fn(context.WithValue(ctx, rejectionKey{}, first), s2)
+	if c.verdict(second) != NotRejected {
+		_ = c.Invalidate(ctx, s2)
+		return c.reauth(ctx, s2, &ReauthError{First: first, Second: second, id: id, again: true})
+	}
+	_ = c.reauth(ctx, s2, nil)
+	return second
+}
+
+func (c *Client) reauth(ctx context.Context, s Session, failed *ReauthError) error {
+	e := Event{Kind: EventReauthOK, KeyID: c.KeyID(s.Key()), Generation: s.Generation()}
+	if failed == nil {
+		c.emit(ctx, e)
+		return nil
+	}
+	e.Kind, e.Err = EventReauthFailed, failed
+	c.emit(ctx, e)
+	return failed
+}
+
+func (c *Client) verdict(err error) Verdict {
+	var r *rejectedError
+	switch {
+	case err == nil:
+		return NotRejected
+	case errors.As(err, &r):
+		return RejectedBefore
+	case c.rejected != nil:
+		return c.rejected(err)
+	}
+	return NotRejected
+}
+
+// Invalidate says that the upstream refuses s: that generation ends in the whole
+// fleet. Any other generation, and a login under way, are not touched, so a late
+// rejection is harmless. [ErrInvalid] for a session that no client of this
+// upstream and namespace gave out; [ErrUnavailable] when only this process knows
+// now.
+func (c *Client) Invalidate(ctx context.Context, s Session) error {
+	if err := errors.Join(checkContext(ctx), c.checkOwn(s)); err != nil {
+		return err
+	}
+	l := c.near.LoadOrNew(s.Key())
+	l.mu.Lock()
+	l.reject(s.Generation())
+	l.mu.Unlock()
+	return c.operate(ctx, l, func(ctx context.Context) error {
+		_, err := c.store.invalidate(ctx, s.meta.name, s.Generation())
+		return err
+	})
+}
+
+// Logout ends the session of key for the whole fleet: it is removed, and given
+// to [WithLogout], whose error is returned. A login under way stores nothing;
+// whoever waits for it gets [ErrStale]. Copies near other processes end with the
+// wake-up, at the latest with the age of [WithNearCache]. A key without a
+// session is no error. Later calls log in again.
+func (c *Client) Logout(ctx context.Context, key string) error {
+	if err := errors.Join(checkContext(ctx), checkKey(key)); err != nil {
+		return err
+	}
+	l := c.near.LoadOrNew(key)
+	return c.operate(ctx, l, func(ctx context.Context) error {
+		p, removed, err := c.clear(ctx, l)
+		if err != nil {
+			return err
+		}
+		if s, ok := c.open(ctx, p, removed); ok {
+			return c.logOut(ctx, s)
+		}
+		return nil
+	})
+}
+
+func (c *Client) clear(ctx context.Context, l *local) (p place, removed entry.Session, err error) {
+	p, seen, err := c.look(ctx, l)
+	if err != nil {
+		return p, removed, err
+	}
+	seen, err = c.store.change(ctx, p.entry, seen, func(e entry.Entry, now entry.Time) entry.Entry {
+		e, removed = entry.Clear(e, now)
+		return e
+	})
+	if err == nil {
+		l.mu.Lock()
+		l.reject(seen.entry.Gen)
+		l.mu.Unlock()
+	}
+	return p, removed, err
+}
+
+// Unsuppress forgets the failed logins of key, after its password was put right
+// for instance, so that the next call may log in at once. The session stays.
+func (c *Client) Unsuppress(ctx context.Context, key string) error {
+	if err := errors.Join(checkContext(ctx), checkKey(key)); err != nil {
+		return err
+	}
+	l := c.near.LoadOrNew(key)
+	l.forgive()
+	return c.operate(ctx, l, func(ctx context.Context) error {
+		p, seen, err := c.look(ctx, l)
+		if err != nil {
+			return err
+		}
+		_, err = c.store.change(ctx, p.entry, seen, func(e entry.Entry, _ entry.Time) entry.Entry {
+			return entry.Unsuppress(e)
+		})
+		return err
+	})
+}
+
+// Status is what [Client.Inspect] finds. Times are by this process's clock and
+// zero where they do not apply.
+type Status struct {
+	Generation      uint64     // of the stored session; 0: none is usable
+	Expiry          time.Time  // until when it is used; before the upstream's own end by the expiry margin
+	LockedSince     time.Time  // since when somebody is logging in
+	Holder          string     // who: host/pid
+	Attempts        int        // logins counted against the budget
+	Failure         LoginClass // of the last login, while it suppresses the next
+	SuppressedUntil time.Time  // no login before
+}
+
+// Inspect reads what the fleet knows of key, for operators: one look, no login,
+// no secret. A key nobody asked for is the zero Status.
+func (c *Client) Inspect(ctx context.Context, key string) (Status, error) {
+	if err := errors.Join(checkContext(ctx), checkKey(key)); err != nil {
+		return Status{}, err
+	}
+	var st Status
+	l := c.near.LoadOrNew(key)
+	err := c.operate(ctx, l, func(ctx context.Context) error {
+		_, seen, err := c.look(ctx, l)
+		if err == nil {
+			st = c.status(seen.entry)
+		}
+		return err
+	})
+	return st, err
+}
+
+func (c *Client) status(e entry.Entry) Status {
+	now := c.store.now()
+	var st Status
+	if e.Usable(0, now) {
+		st.Generation, st.Expiry = e.Session.Gen, c.store.clock.toLocal(e.Session.Expires)
+	}
+	if e.Alive(now) {
+		st.LockedSince, st.Holder = c.store.clock.toLocal(e.Open.Since), e.Open.Holder
+	}
+	if now < e.Window {
+		st.Attempts = int(e.Attempts)
+	}
+	if now < e.Failure.Until || st.Attempts >= c.budget {
+		why := c.store.rules.Suppression(e, now)
+		st.Failure, st.SuppressedUntil = loginClass(why.Class), c.store.clock.toLocal(why.Until)
+	}
+	return st
+}
+
+// look loads the entry of l.
+func (c *Client) look(ctx context.Context, l *local) (place, snapshot, error) {
+	p, err := c.place(ctx, l)
+	if err != nil {
+		return p, snapshot{}, err
+	}
+	seen, err := c.first(ctx, p, 0)
+	return p, seen, err
+}
+
+// operate runs one of the calls that are not an attempt: open client, running
+// context, errors that name the key.
+func (c *Client) operate(ctx context.Context, l *local, f func(context.Context) error) error {
+	if ctx.Err() != nil {
+		return gone(ctx, l.id)
+	}
+	if !c.enter() {
+		return fmt.Errorf("%w: session %s", ErrClosed, l.id)
+	}
+	defer c.running.Done()
+	return c.failed(ctx, l, f(ctx))
+}
+
+// KeyID returns the id under which logs, errors, events and Redis know key: a
+// keyed hash, see [WithKeySecret].
+func (c *Client) KeyID(key string) string { return c.names.Tag(key) }
+
+// Close ends this process's part; the fleet stays logged in. New calls get
+// [ErrClosed] and so do callers whose login was not sent yet. Logins under way
+// are finished and stored until ctx ends; then they are cancelled, ctx's error
+// is returned, and what is left ends within the op timeout. Locks are freed.
+// Close may be called more than once and concurrently.
+func (c *Client) Close(ctx context.Context) error {
+	if err := checkContext(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	first := !c.closed
+	c.closed = true
+	c.mu.Unlock()
+	if first {
+		close(c.draining)
+		c.near.All(func(l *local) { l.close() })
+	}
+	ended := make(chan struct{})
+	go func() {
+		c.running.Wait()
+		close(ended)
+	}()
+	var err error
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		err = fmt.Errorf("sessionlock: close: %w", ctx.Err())
+	}
+	c.end()
+	if c.hub != nil {
+		c.hub()
+	}
+	return err
+}
+
+// enter reports whether the client is open, and if so counts one more thing
+// running; end it with running.Done.
+func (c *Client) enter() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.running.Add(1)
+	}
+	return !c.closed
+}
+
+// gone is the error of a caller whose context ended.
+func gone(ctx context.Context, id string) error {
+	err := fmt.Errorf("sessionlock: session %s: %w", id, ctx.Err())
+	if cause := context.Cause(ctx); !errors.Is(ctx.Err(), cause) {
+		err = fmt.Errorf("%w: %w", err, cause)
+	}
+	return err
+}
+
+// Doer is what [Call] runs on: a [*Handle].
+type Doer interface {
+	Do(ctx context.Context, fn func(context.Context, Session) error) error
+}
+
+// Call is Do for a func with a result. The result is the zero T with an error.
+func Call[T any](ctx context.Context, on Doer, fn func(context.Context, Session) (T, error)) (T, error) {
+	if fn == nil {
+		var zero T
+		return zero, on.Do(ctx, nil)
+	}
+	var got T
+	err := on.Do(ctx, func(ctx context.Context, s Session) (err error) {
+		got, err = fn(ctx, s)
+		return err
+	})
+	if err != nil {
+		var zero T
+		return zero, err
+	}
+	return got, nil
+}
+
+// Handle is one key of a client. Its near hit skips the look-up; keep it where
+// one key is used often. Safe for concurrent use.
+type Handle struct {
+	c   *Client
+	key string
+	l   atomic.Pointer[local]
+}
+
+// For returns a handle for key. It does no I/O and cannot fail: a bad key is
+// reported when the handle is used.
+func (c *Client) For(key string) *Handle { return &Handle{c: c, key: key} }
+
+// Session is [Client.Session] for the handle's key.
+func (h *Handle) Session(ctx context.Context) (Session, error) {
+	if l := h.l.Load(); l != nil && ctx != nil && ctx.Err() == nil {
+		if s, ok := l.hit(); ok {
+			h.c.nearHit(ctx, l)
+			return s, nil
+		}
+	}
+	s, err := h.c.Session(ctx, h.key)
+	if l, ok := h.c.near.Load(h.key); ok {
+		h.l.Store(l)
+	}
+	return s, err
+}
+
+// Do is [Client.Do] for the handle's key.
+func (h *Handle) Do(ctx context.Context, fn func(context.Context, Session) error) error {
+	if err := errors.Join(checkContext(ctx), checkFunc(fn)); err != nil {
+		return err
+	}
+	s, err := h.Session(ctx)
+	if err != nil {
+		return err
+	}
+	return h.c.run(ctx, s, fn)
+}
+
+// wait joins the shared attempt for l on behalf of one caller and stays until it
+// ends or ctx does. What an attempt that somebody else began brings may not do
+// for this caller: it may be the very session just rejected, or the end of a
+// wait this caller has only just joined. Then it begins one of its own; what
+// that brings is the answer, so no caller causes two logins.
+func (c *Client) wait(ctx context.Context, l *local, no rejection) (Session, error) {
+	start := time.Now()
+	for {
+		a, mine, err := c.join(ctx, l, no)
+		if err != nil {
+			return Session{}, err
+		}
+		s, err := c.await(ctx, l, a)
+		var timeout *LockError
+		switch {
+		case err == nil && no.allows(s):
+			return s, nil
+		case err == nil && mine:
+			return Session{}, fmt.Errorf("%w: the login of %s returned the rejected token again", ErrRejected, l.id)
+		case err == nil:
+		case !mine && errors.As(err, &timeout) && time.Since(start) < c.contention.total():
+		default:
+			return Session{}, err
+		}
+	}
+}
+
+// allows is rule R1: adopt only what is newer than the rejected generation and
+// not the same token under a new number.
+func (no rejection) allows(s Session) bool {
+	return s.Generation() > no.gen && (no.token.p == nil || !s.Token.equal(no.token))
+}
+
+// await is one caller's stay with an attempt.
+func (c *Client) await(ctx context.Context, l *local, a *attempt) (Session, error) {
+	c.stats.waiters.Add(1)
+	defer c.stats.waiters.Add(-1)
+	select {
+	case <-a.done:
+		return a.session, a.err
+	case <-ctx.Done():
+		l.leave(a)
+		return Session{}, gone(ctx, l.id)
+	}
+}
+
+// attempt is one shared try to get a session: the work of all callers of this
+// process that ask at the same time. It is detached from their contexts (rule
+// R8) and ends with the last of them only while its login is not sent.
+type attempt struct {
+	no     rejection               // what the caller that started it will not take
+	cancel context.CancelCauseFunc // ends it
+	before <-chan struct{}         // closed when the attempt before it has freed its lock
+	over   chan struct{}           // closed when this one has
+
+	callers int  // guarded by local.mu
+	sent    bool // guarded by local.mu
+
+	done    chan struct{} // closed when the next three are set
+	session Session
+	err     error
+	near    *nearCopy // to be kept by this process; nil: none
+
+	lease *lease // to be given back after done
+}
+
+// join returns the attempt that runs for l, or starts one, and says which.
+func (c *Client) join(ctx context.Context, l *local, no rejection) (a *attempt, mine bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reject(no.gen)
+	if l.attempt != nil {
+		l.attempt.callers++
+		return l.attempt, false, nil
+	}
+	if !c.enter() {
+		return nil, false, fmt.Errorf("%w: session %s", ErrClosed, l.id)
+	}
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	a = &attempt{
+		no: rejection{max(no.gen, l.floor), no.token}, cancel: cancel, callers: 1,
+		before: l.before, over: make(chan struct{}), done: make(chan struct{}),
+	}
+	l.attempt, l.before = a, a.over
+	go c.fly(ctx, l, a, no.gen)
+	return a, true, nil
+}
+
+// fly runs an attempt to its end: the answer first, then what nobody waits for.
+func (c *Client) fly(ctx context.Context, l *local, a *attempt, rejected uint64) {
+	defer c.running.Done()
+	defer close(a.over)
+	defer context.AfterFunc(c.base, func() { a.cancel(ErrClosed) })()
+	defer a.cancel(nil)
+	a.session, a.err = c.try(ctx, l, a, rejected)
+	l.land(a)
+	close(a.done)
+	if a.lease != nil {
+		c.store.unlock(ctx, a.lease)
+	}
+}
+
+// try is the algorithm of the package comment from step 3 on.
+func (c *Client) try(ctx context.Context, l *local, a *attempt, rejected uint64) (Session, error) {
+	p, err := c.place(ctx, l)
+	if err != nil {
+		return Session{}, err
+	}
+	seen, err := c.first(ctx, p, rejected)
+	if err != nil {
+		return Session{}, c.failed(ctx, l, err)
+	}
+	w := &waiting{contention: c.contention, store: c.store, name: p.entry, start: time.Now()}
+	defer w.stop()
+	q := ask{name: p.entry, lock: p.lock, nonce: entry.NewNonce(), after: a.no.gen}
+	for {
+		var verdict entry.Verdict
+		verdict, seen, err = c.acquire(ctx, l, a, q, seen)
+		switch {
+		case err != nil:
+			return Session{}, c.failed(ctx, l, err)
+		case verdict == entry.Found:
+			if s, ok := c.open(ctx, p, seen.entry.Session); ok && (rejection{q.after, a.no.token}).allows(s) {
+				return c.adopt(ctx, l, a, w, s, seen), nil
+			}
+			q.after = seen.entry.Session.Gen // cannot be read, or is the rejected token again: as good as rejected
+			continue
+		case verdict == entry.Suppressed:
+			return Session{}, c.suppressed(ctx, l, seen.entry)
+		case verdict == entry.Lead:
+			return c.lead(ctx, l, a, p, w, q.after)
+		}
+		if seen, err = w.next(ctx, q.after); err != nil {
+			return Session{}, c.failed(ctx, l, err)
+		}
+	}
+}
+
+// place is where a key lives: the names of its entry and lock, and what its
+// record is bound to.
+type place struct {
+	entry, lock string
+	binding     record.Binding
+}
+
+func (c *Client) place(ctx context.Context, l *local) (place, error) {
+	p := place{binding: record.Binding{Namespace: c.namespace, Upstream: c.upstream, Key: l.key}}
+	print, lockKey := "", l.key
+	_, err := protect(func() (_ struct{}, err error) {
+		if c.lockKey != nil {
+			lockKey = c.lockKey(l.key)
+		}
+		if c.fingerprint != nil {
+			print, err = c.fingerprint(ctx, l.key)
+		}
+		return struct{}{}, err
+	})
+	if err != nil {
+		return p, &quietError{"sessionlock: lock key or fingerprint of " + l.id, err}
+	}
+	if err := checkKey(lockKey); err != nil {
+		return p, fmt.Errorf("WithLockKey, for %s: %w", l.id, err)
+	}
+	p.entry, p.lock = c.names.Entry(l.key, print), c.names.Lock(c.lockScope, lockKey)
+	return p, nil
+}
+
+// first looks at the entry, invalidating the rejected generation on the way: the
+// look costs that nothing. If it cannot be invalidated the attempt goes on,
+// because it asks for a newer one anyway.
+func (c *Client) first(ctx context.Context, p place, rejected uint64) (snapshot, error) {
+	if err := c.store.clock.learn(ctx, c.opTimeout); err != nil {
+		return snapshot{}, err
+	}
+	if rejected != 0 {
+		if seen, err := c.store.invalidate(ctx, p.entry, rejected); err == nil {
+			return seen, nil
+		}
+	}
+	return c.store.load(ctx, p.entry)
+}
+
+// acquire is the store's acquire, after what only this process can know: that a
+// login of its own still hangs, that it has spent its budget with an entry that
+// was lost since, that its last lock is not yet given back.
+func (c *Client) acquire(ctx context.Context, l *local, a *attempt, q ask, seen snapshot) (entry.Verdict, snapshot, error) {
+	now := c.store.now()
+	if v := seen.entry.Look(q.after, now); v != entry.Free {
+		return v, seen, nil
+	}
+	if err := l.mayLogin(seen.entry, now); err != nil {
+		return entry.Free, seen, err
+	}
+	select {
+	case <-a.before:
+	case <-ctx.Done():
+		return entry.Free, seen, context.Cause(ctx)
+	}
+	verdict, held, seen, err := c.store.acquire(ctx, q, seen)
+	a.lease = held
+	return verdict, seen, err
+}
+
+// adopt takes a session that somebody else has stored.
+func (c *Client) adopt(ctx context.Context, l *local, a *attempt, w *waiting, s Session, seen snapshot) Session {
+	kind := EventShared
+	if w.waited() {
+		kind = EventAdopted
+	}
+	a.near = c.nearCopy(s, w.name, seen.entry.Session)
+	c.emit(ctx, Event{Kind: kind, KeyID: l.id, Generation: s.Generation(), Attempt: w.ticks, Start: w.start})
+	return s
+}
+
+// lead makes the login and commits what comes of it, session or failure.
+func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, w *waiting, after uint64) (Session, error) {
+	if !l.send(a) { // the last caller has left
+		c.store.abandon(ctx, a.lease)
+		return Session{}, context.Cause(ctx)
+	}
+	start := time.Now()
+	stop := c.heartbeat(ctx, l, a.lease)
+	got, class, pause, err := c.login(ctx, l)
+	stop()
+	ctx, gen := context.WithoutCancel(ctx), a.lease.gen
+	res := entry.Result{Class: class, Wait: pause}
+	if err == nil {
+		got, res, err = c.accept(p, gen, got)
+	}
+	verdict, displaced, seen, commitErr := c.store.commit(ctx, a.lease, res)
+	done := Event{Kind: EventLoginOK, KeyID: l.id, Generation: gen, Start: start}
+	if err != nil {
+		return Session{}, c.loginFailed(ctx, l, done, seen.entry, res.Class, err)
+	}
+	c.emit(ctx, done)
+	l.forgive()
+	switch {
+	case commitErr != nil:
+		_ = c.failed(ctx, l, commitErr)
+		a.near = c.nearCopy(got, p.entry, res.Session)
+		a.near.until = minTime(a.near.until, time.Now().Add(grace))
+		c.endIfUnstored(p, got)
+	case verdict == entry.Stale:
+		return c.overtaken(ctx, l, a, p, w, after, got, seen)
+	default:
+		a.near = c.nearCopy(got, p.entry, seen.entry.Session)
+		c.endDisplaced(ctx, l, a, p, displaced, got)
+	}
+	return got, nil
+}
+
+// overtaken is rule R4, for a leader whose commit came too late. It never logs
+// in again: a newer session is adopted, a newer attempt waited for within the
+// budget, and if there is neither the caller learns it by ErrStale. Then its own
+// session, which nobody will ever use, is ended.
+func (c *Client) overtaken(ctx context.Context, l *local, a *attempt, p place, w *waiting, after uint64, own Session, seen snapshot) (Session, error) {
+	c.emit(ctx, Event{Kind: EventStale, KeyID: l.id, Generation: a.lease.gen, Err: ErrStale})
+	c.store.unlock(ctx, a.lease)
+	a.lease = nil
+	for {
+		e, now := seen.entry, c.store.now()
+		stored, ok := c.open(ctx, p, e.Session)
+		switch verdict := e.Look(after, now); {
+		case verdict == entry.Found && ok && (rejection{after, a.no.token}).allows(stored):
+			c.endOrphan(l, own, stored)
+			return c.adopt(ctx, l, a, w, stored, seen), nil
+		case verdict == entry.Suppressed:
+			c.endOrphan(l, own, stored)
+			return Session{}, c.suppressed(ctx, l, e)
+		case !e.Alive(now):
+			c.endOrphan(l, own, stored)
+			return Session{}, fmt.Errorf("%w: session %s", ErrStale, l.id)
+		}
+		var err error
+		if seen, err = w.next(ctx, after); err != nil {
+			c.endOrphan(l, own, stored)
+			return Session{}, c.failed(ctx, l, err)
+		}
+	}
+}

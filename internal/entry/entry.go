@@ -1,0 +1,404 @@
+// Package entry holds the small value that sessionlock keeps in a store for
+// every key, and the rules by which it changes.
+//
+// The entry says which generation of a session is stored, which one is being
+// made and by whom, how many logins failed and until when nobody tries again.
+// It changes only by compare-and-swap: a loop in the caller loads it, applies
+// one of the rules below, swaps the outcome in, and starts over with what it
+// was shown when somebody was faster. So every rule is a pure function
+//
+//	(entry, arguments, store time) → (entry, verdict)
+//
+// without I/O, the same for every backend, and the model checker among this
+// package's tests runs these very functions.
+//
+// # States
+//
+// Two things live side by side in an entry and neither may touch the other:
+//
+//	session   absent ──commit──▶ stored ──invalidate / clear / expiry──▶ absent
+//	attempt   none ──begin──▶ open ──commit (session or failure)──▶ none
+//
+// A stored session stays readable while the next one is made. An attempt is
+// open under a nonce and a lease: the lease says that its leader lives, the
+// nonce says whose commit counts. Every failure of a step ends in one of:
+//
+//   - The leader dies: its lease runs out, the next Begin opens a higher
+//     generation. The attempt stays counted.
+//   - The leader is overtaken: its Commit finds another nonce, or no entry at
+//     all, writes nothing, and reports Stale.
+//   - A reply is lost and the request repeated: Begin finds its own nonce and
+//     leads the same generation; Commit finds its generation stored, or closed
+//     under its own nonce, and reports Stored again. Nothing counts twice.
+//   - The entry is lost: generations go on growing, because they start from the
+//     store's time; counts are lost with it.
+//
+// # Times
+//
+// All times are the store's, in microseconds, and are arguments: no rule reads
+// a clock. Generations grow from the same time, never by a counter, so that a
+// store which forgot its last write cannot issue a number twice.
+package entry
+
+import (
+	"crypto/rand"
+	"time"
+)
+
+// Time is the store's time in microseconds since 1970. It fits the 53 bits a
+// double carries exactly until the year 2255.
+type Time int64
+
+// Add returns t + d, rounded down to a microsecond.
+func (t Time) Add(d time.Duration) Time { return t + Time(d/time.Microsecond) }
+
+// Sub returns t - u.
+func (t Time) Sub(u Time) time.Duration { return time.Duration(t-u) * time.Microsecond }
+
+// Nonce is a random identity: of an attempt, or of one version of an entry.
+type Nonce [16]byte
+
+// NewNonce returns a fresh random nonce.
+func NewNonce() (n Nonce) {
+	_, _ = rand.Read(n[:]) // never fails, crypto/rand documents
+	return n
+}
+
+// Entry is the value of one key. It is comparable and immutable: the rules take
+// it by value and return another. The zero Entry is that of a key nobody ever
+// logged in.
+type Entry struct {
+	Stamp    Nonce // fresh at every write: no two values of a key are equal (no ABA)
+	Born     Time  // when the entry was first written; what is older it cannot remember
+	Keep     Time  // the latest time anything in it matters; only ever grows
+	Gen      uint64
+	Open     Attempt
+	Done     Closed
+	Session  Session
+	Proven   Time   // from here on the stored session counts as good
+	Attempts uint32 // logins in the window that did not succeed, open ones included
+	Window   Time   // when Attempts starts from zero again
+	Failure  Failure
+	Young    uint32 // consecutive sessions rejected before they were proven
+}
+
+// Attempt is a login being made. Gen 0: none.
+type Attempt struct {
+	Gen          uint64
+	Nonce        Nonce
+	Since, Lease Time   // begun; held until, unless renewed
+	Holder       string // who, for operators; at most MaxHolder bytes
+}
+
+// Closed remembers the last attempt that was committed, so that a repeated
+// commit is recognised.
+type Closed struct {
+	Gen   uint64
+	Nonce Nonce
+}
+
+// Session is a stored session. Gen 0: none. Record is opaque here.
+type Session struct {
+	Gen     uint64
+	Record  string
+	Expires Time // usable before this
+	End     Time // Touch never extends Expires past this; 0: no such bound
+}
+
+// Class says what is known of a login that gave no session.
+type Class uint8
+
+// The classes of a failure.
+const (
+	None     Class = iota
+	Denied         // credentials evaluated and refused
+	Deferred       // never evaluated: not counted
+	Unknown        // may have been evaluated: counted
+	Rejected       // logins succeed, but their sessions are refused while young
+	NotSent        // the attempt was given up before its login was sent: neither counted nor recorded
+)
+
+// Failure is the record that suppresses logins before Until. Streak counts
+// failures since the last success and drives the back-off.
+type Failure struct {
+	Class  Class
+	Until  Time
+	Streak uint8
+}
+
+// Rules are the numbers the rules work with, the same in the whole fleet.
+type Rules struct {
+	Budget  int           // logins without success per window
+	Window  time.Duration // of the budget, and of a denial
+	Retry   Backoff       // after a deferred or unknown outcome
+	Reject  Backoff       // after the second young rejection in a row
+	Proving time.Duration // a session is young for this long, or a quarter of its life
+}
+
+// Backoff doubles from Min to Max. Its zero value never waits.
+type Backoff struct{ Min, Max time.Duration }
+
+// Delay is the wait after n earlier failures: Min·2ⁿ, at most Max.
+func (b Backoff) Delay(n int) time.Duration {
+	d := b.Min
+	for ; n > 0 && d < b.Max; n-- {
+		d *= 2
+	}
+	return min(d, b.Max)
+}
+
+// Verdict is a rule's answer.
+type Verdict uint8
+
+// The verdicts.
+const (
+	Free       Verdict = iota // Look: no session, no failure: go for the lock
+	Found                     // a session newer than the one refused: adopt it
+	Suppressed                // no login now; Suppression tells why and until when
+	Busy                      // somebody else's attempt is open and alive
+	Lead                      // the attempt is ours: log in
+	Refused                   // an After that no generation can have reached: nothing is done
+	Stored                    // Commit: done, now or by an earlier copy of this request
+	Stale                     // Commit: overtaken; nothing written
+)
+
+// maxAhead bounds how far past the store's time an After may lie that this
+// entry never issued. A day covers a store whose clock was set back.
+const maxAhead = 24 * time.Hour
+
+// settle applies what the passage of time alone decides: a session that lived
+// to Proven clears what was held against its key, a window that ended forgets.
+func (e Entry) settle(now Time) Entry {
+	if e.Session.Gen != 0 && now >= e.Proven {
+		e.Attempts, e.Young = 0, 0
+	}
+	if now >= e.Window {
+		e.Attempts = 0
+	}
+	return e
+}
+
+// Usable reports whether a session newer than after is stored and alive.
+func (e Entry) Usable(after uint64, now Time) bool {
+	return e.Session.Gen > after && now < e.Session.Expires
+}
+
+// Alive reports whether somebody's attempt is open under a running lease.
+func (e Entry) Alive(now Time) bool { return e.Open.Gen != 0 && now < e.Open.Lease }
+
+// Look is what a reader does with an entry: Found, Suppressed, or Free to go
+// for the lock. Attempts are not judged here, Begin does that.
+func (e Entry) Look(after uint64, now Time) Verdict {
+	switch {
+	case e.Usable(after, now):
+		return Found
+	case now < e.Failure.Until:
+		return Suppressed
+	}
+	return Free
+}
+
+// Suppression tells why Look or Begin answered Suppressed, and until when.
+func (r Rules) Suppression(e Entry, now Time) Failure {
+	if now < e.Failure.Until {
+		return e.Failure
+	}
+	return Failure{Class: Unknown, Until: e.Window}
+}
+
+// Ask is what a caller asks Begin for.
+type Ask struct {
+	Nonce  Nonce         // fresh per attempt
+	After  uint64        // the generation that will not do; 0: any will
+	Lease  time.Duration // how long the attempt is alive without Renew
+	Holder string        // who, for operators
+}
+
+// Begin opens an attempt.
+//
+// Precondition: the caller holds the lock of the key (else the answer is still
+// right, only more logins are made than need be).
+// Effect: only Lead changes the entry: a new generation is open, and counted.
+// Returns: Found and Suppressed: unlock and answer. Busy: unlock and wait.
+// Replay: finds its own nonce, leads the same generation, counts nothing.
+func (r Rules) Begin(e Entry, a Ask, now Time) (Entry, Verdict) {
+	s := e.settle(now)
+	switch {
+	case a.After > s.Gen && a.After > uint64(now.Add(maxAhead)):
+		return e, Refused
+	case s.Open.Gen != 0 && s.Open.Nonce == a.Nonce:
+		return Renew(e, s.Open.Gen, a.Nonce, a.Lease, now), Lead
+	case s.Usable(a.After, now):
+		return e, Found
+	case now < s.Failure.Until:
+		return e, Suppressed
+	case s.Alive(now):
+		return e, Busy
+	case int(s.Attempts) >= r.Budget:
+		return e, Suppressed
+	}
+	if s.Born == 0 {
+		s.Born = now
+	}
+	if s.Attempts == 0 {
+		s.Window = now.Add(r.Window)
+	}
+	s.Attempts++
+	s.Gen = max(s.Gen+1, a.After+1, uint64(now))
+	s.Open = Attempt{Gen: s.Gen, Nonce: a.Nonce, Since: now, Lease: now.Add(a.Lease), Holder: a.Holder}
+	return s.keep(s.Window, s.Open.Lease), Lead
+}
+
+// Renew extends the lease of an open attempt of ours; of any other it changes
+// nothing. It is the first line of Begin and no more: a heartbeat that ran all
+// of Begin would, after a Clear, open a generation its leader knows nothing of.
+func Renew(e Entry, gen uint64, n Nonce, lease time.Duration, now Time) Entry {
+	if gen == 0 || e.Open.Gen != gen || e.Open.Nonce != n {
+		return e
+	}
+	e.Open.Lease = max(e.Open.Lease, now.Add(lease))
+	return e.keep(e.Open.Lease)
+}
+
+// Result is the outcome of a login.
+type Result struct {
+	Session Session       // on success; its Gen is set by Commit
+	Class   Class         // None on success
+	Wait    time.Duration // Deferred: what the upstream asked for; 0: our own back-off
+}
+
+// Commit ends an attempt. Its owner is whoever finds gen open under his nonce.
+//
+// Effect for the owner: a session replaces the stored one, which is returned
+// for its logout, and clears the failure; a failure is recorded and neither
+// removes nor restores a session. For anybody else: none.
+// Returns: Stored; or Stale when the attempt was overtaken, cleared or lost
+// with its entry. The session in the entry is then somebody else's.
+// Replay: Stored, nothing written, whether or not the session is still there:
+// a generation that was invalidated meanwhile is not stored a second time.
+func (r Rules) Commit(e Entry, gen uint64, n Nonce, res Result, now Time) (next Entry, displaced Session, v Verdict) {
+	if gen == 0 || e.Open.Gen != gen || e.Open.Nonce != n {
+		if gen != 0 && (e.Session.Gen == gen || e.Done == Closed{gen, n}) {
+			return e, Session{}, Stored
+		}
+		return e, Session{}, Stale
+	}
+	s := e.settle(now)
+	s.Open, s.Done = Attempt{}, Closed{gen, n}
+	if res.Class == None {
+		displaced = s.Session
+		s.giveBack()
+		s.Session = res.Session
+		s.Session.Gen = gen
+		s.Failure = Failure{}
+		s.Proven = now.Add(min(r.Proving, res.Session.Expires.Sub(now)/4))
+		return s.keep(s.Session.Expires, s.Session.End), displaced, Stored
+	}
+	switch res.Class {
+	case NotSent:
+		s.giveBack()
+	case Denied:
+		s.Failure = Failure{Class: Denied, Until: now.Add(r.Window), Streak: s.Failure.Streak}
+	case Deferred:
+		s.giveBack()
+		s.fail(Deferred, max(min(res.Wait, r.Window), r.backoff(s)), now)
+	default:
+		s.fail(Unknown, r.backoff(s), now)
+	}
+	return s.keep(s.Failure.Until), Session{}, Stored
+}
+
+// giveBack uncounts the attempt just closed. A login that succeeded is given
+// back too: it threatens no account with a lock-out, and counting it would turn
+// three young rejections into an outage of a whole window, where the back-off
+// of Reject already allows only one login per Max.
+func (e *Entry) giveBack() {
+	if e.Attempts > 0 {
+		e.Attempts--
+	}
+}
+
+func (r Rules) backoff(e Entry) time.Duration { return r.Retry.Delay(int(e.Failure.Streak)) }
+
+func (e *Entry) fail(c Class, wait time.Duration, now Time) {
+	e.Failure = Failure{Class: c, Until: now.Add(wait), Streak: min(e.Failure.Streak+1, 200)}
+}
+
+// Invalidate removes the stored session if it is generation gen, and closes the
+// attempt if it is. It never touches another generation: a login in flight
+// goes on. A session rejected before it was proven is young; after the second
+// in a row the next login waits for the Reject back-off. Changes nothing when
+// it finds neither, so a replay is harmless.
+func (r Rules) Invalidate(e Entry, gen uint64, now Time) Entry {
+	if gen == 0 || (e.Session.Gen != gen && e.Open.Gen != gen) {
+		return e
+	}
+	s := e.settle(now)
+	if s.Open.Gen == gen {
+		s.Open = Attempt{}
+	}
+	if s.Session.Gen == gen {
+		young := now < s.Proven
+		s.Session, s.Proven = Session{}, 0
+		if young {
+			s.Young++
+		}
+		if young && s.Young >= 2 {
+			until := now.Add(r.Reject.Delay(int(s.Young) - 2))
+			if until > s.Failure.Until {
+				s.Failure.Class, s.Failure.Until = Rejected, until
+			}
+		}
+	}
+	return s.keep(s.Failure.Until)
+}
+
+// Clear ends the key's session for a logout and returns it. A login in flight
+// becomes stale; counts and failures stay. A key without an entry stays so:
+// nothing can have been begun under it.
+func Clear(e Entry, now Time) (next Entry, removed Session) {
+	if e == (Entry{}) {
+		return e, Session{}
+	}
+	s := e.settle(now)
+	removed = s.Session
+	s.Gen = max(s.Gen+1, uint64(now))
+	s.Open, s.Session, s.Proven = Attempt{}, Session{}, 0
+	return s, removed
+}
+
+// Unsuppress forgets failures, attempts and young rejections. The session and
+// an open attempt stay.
+func Unsuppress(e Entry) Entry {
+	e.Attempts, e.Window, e.Failure, e.Young = 0, 0, Failure{}, 0
+	return e
+}
+
+// Touch extends the stored session's life to now + ttl if it is generation gen,
+// never past its End and never backwards.
+func Touch(e Entry, gen uint64, ttl time.Duration, now Time) Entry {
+	if gen == 0 || e.Session.Gen != gen {
+		return e
+	}
+	until := now.Add(ttl)
+	if e.Session.End != 0 {
+		until = min(until, e.Session.End)
+	}
+	e.Session.Expires = max(e.Session.Expires, until)
+	return e.keep(e.Session.Expires)
+}
+
+// keep records that the entry matters until the latest of times.
+func (e Entry) keep(times ...Time) Entry {
+	for _, t := range times {
+		e.Keep = max(e.Keep, t)
+	}
+	return e
+}
+
+// TTL is how long a store must keep the entry: until nothing in it matters and
+// a minute longer. It is never shortened by a session's end, because the entry
+// also remembers generations and counts; only the store's own expiry deletes it.
+func (e Entry) TTL(now Time) time.Duration {
+	return max(e.Keep.Sub(now), 0) + time.Minute
+}

@@ -1,0 +1,138 @@
+package sessionlock
+
+// observe.go is how a client is seen: events, counters and log lines come from
+// one place, so that they agree.
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+)
+
+// Event is one outcome. Near hits and reauths are a caller's; all others are
+// those of a shared attempt and reported once, however many callers wait for it.
+type Event struct {
+	Kind       string        // one of the Event constants; expect new ones
+	KeyID      string        // see [Client.KeyID]
+	Generation uint64        // 0 where there is none
+	Attempt    int           // poll ticks waited
+	Start      time.Time     // zero where nothing lasted
+	Duration   time.Duration // since Start
+	Err        error         // prints no secret; its cause may, see LoginError
+}
+
+// The kinds of events.
+const (
+	EventNear          = "near"           // served from this process
+	EventShared        = "shared"         // served from the cache
+	EventAdopted       = "adopted"        // waited for somebody else's login
+	EventLoginOK       = "login_ok"       //
+	EventLoginDenied   = "login_denied"   // credentials refused
+	EventLoginDeferred = "login_deferred" // not evaluated
+	EventLoginUnknown  = "login_unknown"  // failed otherwise, unusable sessions included
+	EventSuppressed    = "suppressed"     // not sent, because logins fail
+	EventLockTimeout   = "lock_timeout"   // waited in vain
+	EventLockLost      = "lock_lost"      // while the login ran
+	EventStale         = "stale"          // the login was overtaken
+	EventEnded         = "ended"          // WithLogout was called
+	EventReauthOK      = "reauth_ok"      // Do repaired a rejected session
+	EventReauthFailed  = "reauth_failed"  // and could not
+	EventDegraded      = "degraded"       // lock or cache unavailable
+	EventUnreadable    = "unreadable"     // a stored record was written for another place, or by nobody
+)
+
+// Observer sees what a client does: metrics, traces, audits. Observe is called
+// from many goroutines and from callers' paths, so it must be quick; near hits
+// are reported too. New kinds of events are added without notice.
+type Observer interface {
+	Observe(ctx context.Context, e Event)
+}
+
+// Stats counts since New. Near and shared hits are what the fleet saves.
+type Stats struct {
+	NearHits   uint64 // sessions served without I/O
+	SharedHits uint64 // attempts served by the cache at once
+	Adopted    uint64 // attempts served by somebody else's login
+	Logins     uint64 // logins sent
+	Denied     uint64 // of these, refused
+	Suppressed uint64 // attempts refused because logins fail
+	Reauths    uint64 // rejected sessions repaired by Do
+	Waiters    int    // callers waiting now
+}
+
+type counters struct {
+	shared, adopted, logins, denied, suppressed, reauths atomic.Uint64
+	evicted                                              atomic.Uint64 // near hits of keys evicted since
+	waiters                                              atomic.Int64
+}
+
+// Stats returns this process's counts. They are each exact and not taken at one
+// instant.
+func (c *Client) Stats() Stats {
+	n := &c.stats
+	hits := n.evicted.Load()
+	c.near.All(func(l *local) { hits += l.hits.Load() })
+	return Stats{
+		NearHits: hits, SharedHits: n.shared.Load(), Adopted: n.adopted.Load(), Logins: n.logins.Load(),
+		Denied: n.denied.Load(), Suppressed: n.suppressed.Load(), Reauths: n.reauths.Load(),
+		Waiters: int(n.waiters.Load()),
+	}
+}
+
+// nearHit reports a near hit; Stats counts it by itself.
+func (c *Client) nearHit(ctx context.Context, l *local) {
+	if c.observer != nil {
+		c.emit(ctx, Event{Kind: EventNear, KeyID: l.id})
+	}
+}
+
+// emit counts, logs and reports one outcome.
+func (c *Client) emit(ctx context.Context, e Event) {
+	if !e.Start.IsZero() && e.Duration == 0 {
+		e.Duration = time.Since(e.Start)
+	}
+	c.count(e.Kind)
+	if level, worth := logLevel(e); worth && c.logger != nil {
+		c.logger.LogAttrs(ctx, level, "sessionlock: "+e.Kind,
+			slog.String("key", e.KeyID), slog.Uint64("generation", e.Generation),
+			slog.Duration("took", e.Duration), slog.Any("error", e.Err))
+	}
+	if c.observer != nil {
+		c.observer.Observe(ctx, e)
+	}
+}
+
+func (c *Client) count(kind string) {
+	n := &c.stats
+	switch kind {
+	case EventShared:
+		n.shared.Add(1)
+	case EventAdopted:
+		n.adopted.Add(1)
+	case EventLoginDenied:
+		n.denied.Add(1)
+		n.logins.Add(1)
+	case EventLoginOK, EventLoginDeferred, EventLoginUnknown:
+		n.logins.Add(1)
+	case EventSuppressed:
+		n.suppressed.Add(1)
+	case EventReauthOK:
+		n.reauths.Add(1)
+	}
+}
+
+// logLevel says how loud an event is; hits are not worth a line.
+func logLevel(e Event) (slog.Level, bool) {
+	switch e.Kind {
+	case EventNear, EventShared, EventAdopted:
+		return 0, false
+	case EventLoginOK, EventReauthOK:
+		return slog.LevelInfo, true
+	case EventEnded:
+		if e.Err == nil {
+			return slog.LevelInfo, true
+		}
+	}
+	return slog.LevelWarn, true
+}

@@ -1,0 +1,337 @@
+package sessionlock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Option configures a [Client]. Of two that set the same thing the later wins.
+type Option func(*config)
+
+type config struct {
+	rdb    redis.UniversalClient
+	cache  Cache
+	locker Locker
+
+	logout      func(context.Context, Session) error
+	rejected    func(error) Verdict
+	complete    func(Session) bool
+	fingerprint func(context.Context, string) (string, error)
+	lockKey     func(string) string
+	logger      *slog.Logger
+	observer    Observer
+
+	namespace, lockScope string
+	keySecret            []byte
+
+	contention           contention
+	lockTTL              time.Duration
+	loginTimeout         time.Duration
+	opTimeout            time.Duration
+	margin, maxAge       time.Duration
+	budget               int
+	window               time.Duration
+	reauthMin, reauthMax time.Duration
+	nearMax              int
+	nearAge              time.Duration
+
+	given []given // collaborators passed by options, to tell a nil one from none
+}
+
+type given struct {
+	option string
+	value  any
+}
+
+func defaults() config {
+	return config{
+		contention:   contention{attempts: 40, delay: 300 * time.Millisecond},
+		lockTTL:      3 * time.Second,
+		loginTimeout: 10 * time.Second,
+		opTimeout:    time.Second,
+		margin:       20 * time.Second,
+		maxAge:       14 * time.Minute,
+		budget:       3, window: 15 * time.Minute,
+		reauthMin: time.Second, reauthMax: 30 * time.Second,
+		nearMax: 10_000, nearAge: time.Minute,
+	}
+}
+
+// WithRedis keeps lock, cache and push in Redis 6.2 or later, on any client of
+// go-redis: single, Sentinel, Cluster, Ring. Its options may be the defaults.
+// The client stays the caller's to close. Default: none; New wants this or
+// WithCache.
+func WithRedis(rdb redis.UniversalClient) Option {
+	return func(c *config) { c.rdb = rdb; c.gave("WithRedis", rdb) }
+}
+
+// WithCache keeps entries in another store; WithCache(new(MemoryCache)) says
+// aloud that sessions are shared by this process only. Default: Redis.
+func WithCache(cache Cache) Option {
+	return func(c *config) { c.cache = cache; c.gave("WithCache", cache) }
+}
+
+// WithLocker takes locks elsewhere. Default: the Redis NX lock; without Redis a
+// lock in the cache itself, where absent is NX.
+func WithLocker(l Locker) Option {
+	return func(c *config) { c.locker = l; c.gave("WithLocker", l) }
+}
+
+// WithLogout tells how a session is ended upstream. f must end s only, not all
+// sessions of its user. It is called for sessions that nobody will use: one that
+// was overtaken before it was stored, one that a newer one displaced (after 30 s),
+// one ended by [Client.Logout]; never for one that was rejected, nor for one whose
+// token the stored session has too. Its context ends after the login timeout.
+// Default: they are left to the upstream's own end.
+func WithLogout(f func(ctx context.Context, s Session) error) Option {
+	return func(c *config) { c.logout = f; c.gave("WithLogout", f) }
+}
+
+// WithRejected classifies errors of funcs run by Do that are not marked by
+// [Reject], those of a foreign client library. Default: they are no rejections.
+func WithRejected(f func(error) Verdict) Option {
+	return func(c *config) { c.rejected = f; c.gave("WithRejected", f) }
+}
+
+// WithComplete says whether a session has all it needs. A login's session that
+// has not is [ErrIncomplete] and not stored; a stored one that has not, written
+// by an older release for instance, is treated as rejected. f must be quick.
+// Default: every session is complete.
+func WithComplete(f func(Session) bool) Option {
+	return func(c *config) { c.complete = f; c.gave("WithComplete", f) }
+}
+
+// WithFingerprint says which credentials Login would use for key now: a version,
+// or a hash. It is part of the entry's name but not of the lock's: during a
+// roll-out both populations keep sessions of their own and log in one at a time,
+// and a denial of the old credentials does not suppress the new. f is called
+// once per attempt, must be quick, and is not asked for a near hit. Default: one
+// set of credentials per key.
+func WithFingerprint(f func(ctx context.Context, key string) (string, error)) Option {
+	return func(c *config) { c.fingerprint = f; c.gave("WithFingerprint", f) }
+}
+
+// WithLockKey names the identity to lock where it is not the key: a session per
+// patient, say, and one login at a time per user. Keys that share a lock must
+// not log in at once, and their waits add up: see [WithWait]. Default: the key.
+func WithLockKey(f func(key string) string) Option {
+	return func(c *config) { c.lockKey = f; c.gave("WithLockKey", f) }
+}
+
+// WithLockScope replaces the upstream in the lock's name, so that clients of
+// several upstreams that must not log one key in at once share a lock and keep
+// sessions of their own. Who waits for another client's login learns of its end
+// by polling. Default: the upstream.
+func WithLockScope(name string) Option {
+	return func(c *config) { c.lockScope = name; c.gave("WithLockScope", name) }
+}
+
+// WithNamespace keeps fleets apart that share a store: staging and production.
+// Default: "".
+func WithNamespace(env string) Option { return func(c *config) { c.namespace = env } }
+
+// WithKeySecret keys the hash of the names under which keys are stored and
+// logged. At least 16 bytes, the same in the whole fleet; changing it costs a
+// login per key. Default: a fixed one. Names never contain the key then either,
+// but whoever can list them can find a guessed key by dictionary.
+func WithKeySecret(secret []byte) Option {
+	return func(c *config) { c.keySecret = append([]byte{}, secret...) }
+}
+
+// WithLogger logs logins, failures and degradations; hits are not logged.
+// Default: no log.
+func WithLogger(l *slog.Logger) Option {
+	return func(c *config) { c.logger = l; c.gave("WithLogger", l) }
+}
+
+// WithObserver reports every outcome. Default: none.
+func WithObserver(o Observer) Option {
+	return func(c *config) { c.observer = o; c.gave("WithObserver", o) }
+}
+
+// WithLockTTL is how long the lock and the attempt begun under it outlive their
+// leader. While it lives both are extended at a third of it, so the TTL need not
+// cover a login. Members of a fleet may differ by less than a factor of two.
+// Default: 3 s.
+func WithLockTTL(d time.Duration) Option { return func(c *config) { c.lockTTL = d } }
+
+// WithWait bounds how long a caller waits for somebody else's login: attempts
+// poll ticks, delay apart (the first part of each jittered). Pushed wake-ups make
+// it earlier. In total it must exceed the lock TTL and not be shorter than the
+// login timeout; where several clients share a lock, theirs together. Default:
+// 40 times 300 ms, 12 s in total.
+func WithWait(attempts int, delay time.Duration) Option {
+	return func(c *config) { c.contention = contention{attempts, delay} }
+}
+
+// WithLoginTimeout bounds one login, and so how long its leader holds the lock.
+// A login that does not return 100 ms after its context has ended is left
+// behind: its callers are freed with an unknown outcome, and this process sends
+// no other for the key until it has returned. Default: 10 s.
+func WithLoginTimeout(d time.Duration) Option { return func(c *config) { c.loginTimeout = d } }
+
+// WithOpTimeout bounds every call of cache and lock, however they behave: a
+// go-redis client with default options ignores deadlines for seconds. Default:
+// 1 s.
+func WithOpTimeout(d time.Duration) Option { return func(c *config) { c.opTimeout = d } }
+
+// WithExpiryMargin ends a session this long before its Expiry, or a quarter of
+// the life it had when it was made if that is shorter. Inclusive: with 20 s, a
+// session that expires in exactly 20 s is not used. Default: 20 s.
+func WithExpiryMargin(d time.Duration) Option { return func(c *config) { c.margin = d } }
+
+// WithMaxAge is the life of a session whose login gave no Expiry; it never
+// shortens a known one. With 0 such a login is [ErrIncomplete]. Default: 14 min.
+func WithMaxAge(d time.Duration) Option { return func(c *config) { c.maxAge = d } }
+
+// WithLoginBudget bounds the logins per key and window that were denied or whose
+// outcome is unknown, those of leaders that died included: keep n below what
+// makes the upstream lock the account. A denial alone suppresses logins for a
+// whole window. Default: 3 in 15 min.
+func WithLoginBudget(n int, window time.Duration) Option {
+	return func(c *config) { c.budget, c.window = n, window }
+}
+
+// WithReauthBackoff is the wait before the next login of a key whose last two
+// sessions or more were rejected while young (within 30 s, or a quarter of their
+// life): min, doubling to max. It bounds what an upstream costs that accepts
+// every login and refuses every session, as with a 403 that means "you may not".
+// Default: 1 s to 30 s.
+func WithReauthBackoff(min, max time.Duration) Option { //nolint:revive // the usual words
+	return func(c *config) { c.reauthMin, c.reauthMax = min, max }
+}
+
+// WithNearCache bounds the sessions this process holds: at most keys, the least
+// used leave first; 0 holds none. One in use is compared with the store every
+// age, and when the store says that it changed; one that is not used is dropped
+// after it. Default: 10 000 keys, 60 s.
+func WithNearCache(keys int, age time.Duration) Option {
+	return func(c *config) { c.nearMax, c.nearAge = keys, age }
+}
+
+func (c *config) gave(option string, value any) {
+	c.given = append(c.given, given{option, value})
+}
+
+// configure applies opts to the defaults and checks the outcome with everything
+// else New was given.
+func configure(upstream string, auth Authenticator, opts []Option) (config, error) {
+	c := defaults()
+	c.gave("the authenticator", auth)
+	for _, opt := range opts {
+		if opt == nil {
+			c.gave("an Option", nil)
+			continue
+		}
+		opt(&c)
+	}
+	return c, c.validate(upstream)
+}
+
+// validate reports everything that is wrong, as one error that matches
+// ErrInvalid. It never quotes a value that could be a secret.
+func (c *config) validate(upstream string) error {
+	var wrong []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			wrong = append(wrong, fmt.Errorf("%w: "+format, append([]any{ErrInvalid}, args...)...))
+		}
+	}
+	for _, g := range c.given {
+		check(!isNil(g.value), "%s is nil or empty", g.option)
+	}
+	check(strings.TrimSpace(upstream) != "" && len(upstream) <= maxName, "upstream is blank or over %d bytes", maxName)
+	check(len(c.namespace) <= maxName, "WithNamespace is over %d bytes", maxName)
+	check(len(c.lockScope) <= maxName, "WithLockScope is over %d bytes", maxName)
+	check(!isNil(c.rdb) || !isNil(c.cache), "no store: pass WithRedis(rdb) for a fleet, or WithCache(new(MemoryCache)) for this process only")
+	check(c.keySecret == nil || len(c.keySecret) >= 16, "WithKeySecret has under 16 bytes")
+	for _, d := range []struct {
+		option string
+		d      time.Duration
+		zero   bool // allowed
+	}{
+		{"WithLockTTL", c.lockTTL, false},
+		{"WithWait's delay", c.contention.delay, false},
+		{"WithLoginTimeout", c.loginTimeout, false},
+		{"WithOpTimeout", c.opTimeout, false},
+		{"WithExpiryMargin", c.margin, true},
+		{"WithMaxAge", c.maxAge, true},
+		{"WithLoginBudget's window", c.window, false},
+		{"WithReauthBackoff's min", c.reauthMin, false},
+		{"WithReauthBackoff's max", c.reauthMax, false},
+		{"WithNearCache's age", c.nearAge, false},
+	} {
+		check((d.zero && d.d == 0) || (d.d >= time.Millisecond && d.d <= 24*time.Hour), "%s is %v, not between 1ms and 24h", d.option, d.d)
+	}
+	check(c.budget > 0 && c.budget <= 1000, "WithLoginBudget's n is %d, not between 1 and 1000", c.budget)
+	check(c.nearMax >= 0, "WithNearCache's keys is %d", c.nearMax)
+	check(c.reauthMin <= c.reauthMax, "WithReauthBackoff's min is over its max")
+	check(c.contention.attempts > 0 && c.contention.attempts <= 1_000_000, "WithWait's attempts is %d, not between 1 and 1000000", c.contention.attempts)
+	if len(wrong) == 0 {
+		total := c.contention.total()
+		check(total > c.lockTTL, "WithWait waits %v in total, not longer than the lock TTL of %v: a dead leader would outlast its waiters", total, c.lockTTL)
+		check(total >= c.loginTimeout, "WithWait waits %v in total, shorter than the login timeout of %v: a slow login would outlast its waiters", total, c.loginTimeout)
+	}
+	return errors.Join(wrong...)
+}
+
+// isNil sees through an interface that holds a nil pointer, map or func. An
+// empty string counts as nil: no option may be given one.
+func isNil(v any) bool {
+	if v == nil {
+		return true
+	}
+	switch r := reflect.ValueOf(v); r.Kind() { //nolint:exhaustive // the rest cannot be nil
+	case reflect.Pointer, reflect.Map, reflect.Func, reflect.Interface, reflect.Slice, reflect.Chan:
+		return r.IsNil()
+	case reflect.String:
+		return strings.TrimSpace(r.String()) == ""
+	}
+	return false
+}
+
+const (
+	maxKey  = 256
+	maxName = 1024
+)
+
+// checkKey refuses a key before any I/O, without quoting it.
+func checkKey(key string) error {
+	if strings.TrimSpace(key) == "" {
+		return fmt.Errorf("%w: key is blank", ErrInvalid)
+	}
+	if len(key) > maxKey {
+		return fmt.Errorf("%w: key is over %d bytes", ErrInvalid, maxKey)
+	}
+	return nil
+}
+
+func checkContext(ctx context.Context) error {
+	if ctx == nil {
+		return fmt.Errorf("%w: context is nil", ErrInvalid)
+	}
+	return nil
+}
+
+func checkFunc(fn func(context.Context, Session) error) error {
+	if fn == nil {
+		return fmt.Errorf("%w: func is nil", ErrInvalid)
+	}
+	return nil
+}
+
+// checkOwn refuses a session that no client of this upstream and namespace gave
+// out: its generation would mean nothing here.
+func (c *Client) checkOwn(s Session) error {
+	if s.meta == nil || s.meta.name == "" || s.meta.client.upstream != c.upstream || s.meta.client.namespace != c.namespace {
+		return fmt.Errorf("%w: session was not given out by a client of this upstream and namespace", ErrInvalid)
+	}
+	return nil
+}

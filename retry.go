@@ -1,0 +1,183 @@
+package sessionlock
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/sessionlock/sessionlock/internal/entry"
+)
+
+// Three policies, kept apart because they answer different questions:
+//
+//	contention    somebody else is logging in   → how long and how often to look
+//	rejection     sessions are refused          → entry.Rules.Reject
+//	login failure logins give no session        → entry.Rules.Retry, Budget, Window
+//
+// The last two are shared by the fleet and live in the entry; here is what a
+// process decides alone.
+
+const (
+	retryMin, retryMax = 250 * time.Millisecond, 30 * time.Second
+	proving            = 30 * time.Second
+)
+
+func (c *config) rules() entry.Rules {
+	return entry.Rules{
+		Budget:  c.budget,
+		Window:  c.window,
+		Retry:   entry.Backoff{Min: retryMin, Max: retryMax},
+		Reject:  entry.Backoff{Min: c.reauthMin, Max: c.reauthMax},
+		Proving: proving,
+	}
+}
+
+// contention is the schedule of a wait: tick i of attempts comes i·delay after
+// start, up to a fifth of a delay earlier so that a fleet does not tick in
+// step; the last is exact, so jitter never shortens the whole.
+type contention struct {
+	attempts int
+	delay    time.Duration
+}
+
+func (p contention) total() time.Duration { return time.Duration(p.attempts) * p.delay }
+
+func (p contention) tick(start time.Time, i int) time.Time {
+	at := start.Add(time.Duration(i) * p.delay)
+	if i < p.attempts {
+		at = at.Add(-rand.N(p.delay/5 + 1)) //nolint:gosec // jitter, not a secret
+	}
+	return at
+}
+
+// Denied marks an error of Login: the credentials were evaluated and refused.
+// Nobody in the fleet logs in with them again before the budget's window has
+// passed, [Client.Unsuppress], or other credentials by [WithFingerprint].
+// Denied(nil) is nil.
+func Denied(err error) error { return mark(err, entry.Denied, 0) }
+
+// RetryAfter marks an error of Login: the credentials were not evaluated,
+// because the upstream is throttling or down or something before it failed.
+// Such a login is not counted; the fleet waits for d, or for its own back-off
+// of 250 ms doubling to 30 s if that is longer, at most for the budget's
+// window. d ≤ 0 means that nothing was asked for. RetryAfter(nil, d) is nil.
+func RetryAfter(err error, d time.Duration) error { return mark(err, entry.Deferred, max(d, 0)) }
+
+func mark(err error, c entry.Class, wait time.Duration) error {
+	if err == nil {
+		return nil
+	}
+	return &markedError{err, c, wait}
+}
+
+type markedError struct {
+	err   error
+	class entry.Class
+	wait  time.Duration
+}
+
+func (e *markedError) Error() string { return e.err.Error() }
+func (e *markedError) Unwrap() error { return e.err }
+
+// LoginStatus maps the status of a login's response: nil for 2xx; [Denied] for
+// 400, 401 and 403; [RetryAfter] for 429 and 503, with the wait that the
+// Retry-After header asks for (RFC 9110, 10.2.3: seconds or a date); an
+// unmarked error for the rest. It neither reads nor closes the body and never
+// quotes it.
+func LoginStatus(r *http.Response) error {
+	err := fmt.Errorf("login answered with status %d", r.StatusCode)
+	switch {
+	case r.StatusCode/100 == 2:
+		return nil
+	case r.StatusCode == http.StatusBadRequest, r.StatusCode == http.StatusUnauthorized, r.StatusCode == http.StatusForbidden:
+		return Denied(err)
+	case r.StatusCode == http.StatusTooManyRequests, r.StatusCode == http.StatusServiceUnavailable:
+		return RetryAfter(err, retryAfterHeader(r.Header.Get("Retry-After")))
+	}
+	return err
+}
+
+func retryAfterHeader(v string) time.Duration {
+	if s, err := strconv.ParseUint(v, 10, 31); err == nil {
+		return time.Duration(s) * time.Second
+	}
+	if at, err := http.ParseTime(v); err == nil {
+		return time.Until(at)
+	}
+	return 0
+}
+
+// classify says what a failed login means. A mark wins. Errors of dialling, DNS
+// and TLS show that no credentials were sent; so does reach, for a deadline
+// that ended a login before it had a connection.
+func classify(err error, reached *reach) (entry.Class, time.Duration) {
+	var marked *markedError
+	if errors.As(err, &marked) {
+		return marked.class, marked.wait
+	}
+	if neverSent(err) || (reached.nowhere() && errors.Is(err, context.DeadlineExceeded)) {
+		return entry.Deferred, 0
+	}
+	return entry.Unknown, 0
+}
+
+func neverSent(err error) bool {
+	var (
+		op     *net.OpError
+		dns    *net.DNSError
+		record tls.RecordHeaderError
+		verify *tls.CertificateVerificationError
+		host   x509.HostnameError
+		ca     x509.UnknownAuthorityError
+		cert   x509.CertificateInvalidError
+	)
+	return (errors.As(err, &op) && op.Op == "dial") || errors.As(err, &dns) ||
+		errors.As(err, &record) || errors.As(err, &verify) ||
+		errors.As(err, &host) || errors.As(err, &ca) || errors.As(err, &cert)
+}
+
+// reach watches a login through net/http: one that asked for a connection and
+// never got one has sent nothing. Without it an upstream that drops packets
+// would look like one that hangs after judging, and spend the budget: net/http
+// reports only the deadline.
+type reach struct{ asked, got atomic.Bool }
+
+func (r *reach) watch(ctx context.Context) context.Context {
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GetConn: func(string) { r.asked.Store(true) },
+		GotConn: func(httptrace.GotConnInfo) { r.got.Store(true) },
+	})
+}
+
+func (r *reach) nowhere() bool { return r.asked.Load() && !r.got.Load() }
+
+// ownCount caps what this process sends when the store has lost its memory: an
+// entry born after our last counted login cannot know of it.
+type ownCount struct {
+	failed      int
+	last, until entry.Time
+}
+
+// add counts a login that failed.
+func (o *ownCount) add(now entry.Time, r entry.Rules) {
+	if now >= o.until {
+		o.failed, o.until = 0, now.Add(r.Window)
+	}
+	o.failed++
+	o.last = now
+}
+
+// forbids reports whether this process has spent the budget of the window and
+// the entry does not remember.
+func (o *ownCount) forbids(e entry.Entry, now entry.Time, r entry.Rules) bool {
+	return o.failed >= r.Budget && now < o.until && (e.Born == 0 || e.Born > o.last)
+}

@@ -1,0 +1,377 @@
+package sessionlock
+
+// store.go is the seam below client.go, kept out of it so that the algorithm
+// there reads without locks, swaps and clocks: it joins any Locker with any
+// Cache into four steps (acquire, renew, commit, invalidate) and bounds every
+// one of their calls.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/sessionlock/sessionlock/internal/entry"
+)
+
+// store runs the rules of internal/entry over a Cache and a Locker. Every call
+// to either ends within opTimeout for the caller, however the backend behaves.
+type store struct {
+	cache     Cache
+	watcher   Watcher // nil: polling only
+	locker    Locker
+	clock     storeClock
+	rules     entry.Rules
+	lockTTL   time.Duration
+	opTimeout time.Duration
+	holder    string
+}
+
+// snapshot is an entry as it was last seen, with the bytes a swap compares.
+type snapshot struct {
+	raw   []byte
+	entry entry.Entry
+}
+
+// decode treats bytes nobody wrote as the zero Entry: a miss, replaced by the
+// next swap and never deleted.
+func decode(raw []byte) snapshot {
+	e, _ := entry.Decode(raw)
+	return snapshot{raw, e}
+}
+
+func (st *store) now() entry.Time { return st.clock.now() }
+
+// load returns the entry of name: the zero Entry for a missing or corrupt one,
+// ErrUnavailable when the store cannot be asked.
+func (st *store) load(ctx context.Context, name string) (snapshot, error) {
+	raw, err := bounded(ctx, st.opTimeout, func(ctx context.Context) ([]byte, error) {
+		return st.cache.Load(ctx, name)
+	}, nil)
+	return decode(raw), err
+}
+
+// change applies rule to the entry until a swap succeeds or rule changes
+// nothing. It starts from what was seen before and returns what is stored now.
+func (st *store) change(ctx context.Context, name string, from snapshot, rule func(entry.Entry, entry.Time) entry.Entry) (snapshot, error) {
+	for range 1000 { // every round somebody else's swap succeeded
+		now := st.now()
+		next := rule(from.entry, now)
+		if next == from.entry {
+			return from, nil
+		}
+		next.Stamp = entry.NewNonce()
+		raw, err := entry.Encode(next)
+		if err != nil {
+			return from, err
+		}
+		stored, err := bounded(ctx, st.opTimeout, func(ctx context.Context) ([]byte, error) {
+			return st.cache.CompareAndSwap(ctx, name, from.raw, raw, next.TTL(now))
+		}, nil)
+		if err != nil {
+			return from, err
+		}
+		if bytes.Equal(stored, raw) {
+			return snapshot{raw, next}, nil
+		}
+		from = decode(stored)
+	}
+	return from, &outage{errors.New("the value changes faster than it can be swapped")}
+}
+
+// ask is what a caller wants of acquire.
+type ask struct {
+	name, lock string // of entry and lock
+	nonce      entry.Nonce
+	after      uint64 // the generation that will not do
+}
+
+// lease is a lock with the attempt begun under it.
+type lease struct {
+	ask
+	lock Lock
+	gen  uint64
+	from snapshot
+
+	mu    sync.Mutex
+	until time.Time // local; lock and attempt live until then unless renewed
+}
+
+// acquire tries once, without waiting, to lead for a.name, starting from what
+// was seen of its entry:
+//
+//	Found, Suppressed  the entry returned says what
+//	Lead               the lease is ours; end it with commit or abandon, then unlock
+//	Free               somebody else holds the lock, or an attempt is open (Busy): wait
+//
+// Errors are ErrUnavailable: then nothing is held, or dies at its TTL.
+func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdict, *lease, snapshot, error) {
+	if v := from.entry.Look(a.after, st.now()); v != entry.Free {
+		return v, nil, from, nil
+	}
+	sent := time.Now()
+	lock, err := bounded(ctx, st.opTimeout, func(ctx context.Context) (Lock, error) {
+		return st.locker.TryLock(ctx, a.lock, st.lockTTL)
+	}, st.unlockLate)
+	if errors.Is(err, ErrLocked) {
+		return entry.Free, nil, from, nil
+	}
+	if err != nil {
+		return entry.Free, nil, from, err
+	}
+	l := &lease{ask: a, lock: lock, until: sent.Add(st.lockTTL)}
+	verdict, err := st.begin(ctx, l, from)
+	switch {
+	case err != nil, verdict == entry.Lead && !l.alive():
+		st.abandon(ctx, l)
+	case verdict == entry.Lead:
+		return verdict, l, l.from, nil
+	case verdict == entry.Refused:
+		err = &outage{errors.New("the store's clock is behind the session's generation")}
+	}
+	st.unlock(ctx, l)
+	if verdict == entry.Busy || verdict == entry.Lead {
+		verdict = entry.Free
+	}
+	return verdict, nil, l.from, err
+}
+
+func (st *store) begin(ctx context.Context, l *lease, from snapshot) (v entry.Verdict, err error) {
+	q := entry.Ask{Nonce: l.nonce, After: l.after, Lease: st.lockTTL, Holder: st.holder}
+	l.from, err = st.change(ctx, l.name, from, func(e entry.Entry, now entry.Time) entry.Entry {
+		e, v = st.rules.Begin(e, q, now)
+		return e
+	})
+	l.gen = l.from.entry.Open.Gen
+	return v, err
+}
+
+// alive reports whether the lease runs by our own clocks. The wall clock is
+// asked as well: the monotonic one stands still while a machine is suspended.
+func (l *lease) alive() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	return now.Before(l.until) && now.Round(0).Before(l.until.Round(0))
+}
+
+// renew extends lock and attempt. The attempt is renewed even when the lock was
+// lost: as long as it is open under our nonce nobody else begins one.
+func (st *store) renew(ctx context.Context, l *lease) error {
+	sent := time.Now()
+	_, lockErr := bounded(ctx, st.opTimeout, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, l.lock.Extend(ctx, st.lockTTL)
+	}, nil)
+	open := false
+	from, err := st.change(ctx, l.name, l.from, func(e entry.Entry, now entry.Time) entry.Entry {
+		open = e.Open.Gen == l.gen && e.Open.Nonce == l.nonce
+		return entry.Renew(e, l.gen, l.nonce, st.lockTTL, now)
+	})
+	l.from = from
+	if err == nil && open {
+		l.mu.Lock()
+		l.until = sent.Add(st.lockTTL)
+		l.mu.Unlock()
+	}
+	if err == nil && !open {
+		err = ErrNotHeld
+	}
+	return errors.Join(lockErr, err)
+}
+
+// commit ends the lease's attempt with res. While the store cannot be reached it
+// tries again until the lease is over, because a login was paid for it.
+func (st *store) commit(ctx context.Context, l *lease, res entry.Result) (v entry.Verdict, displaced entry.Session, now snapshot, err error) {
+	for pause := 20 * time.Millisecond; ; pause *= 2 {
+		now, err = st.change(ctx, l.name, l.from, func(e entry.Entry, t entry.Time) entry.Entry {
+			e, displaced, v = st.rules.Commit(e, l.gen, l.nonce, res, t)
+			return e
+		})
+		if err == nil || !errors.Is(err, ErrUnavailable) || !l.alive() {
+			return v, displaced, now, err
+		}
+		if sleep(ctx, pause) != nil {
+			return v, displaced, now, err
+		}
+	}
+}
+
+// abandon gives up an attempt whose login was not sent, also when it is not
+// known whether Begin was executed. Best effort: else it dies with its lease.
+func (st *store) abandon(ctx context.Context, l *lease) {
+	ctx = context.WithoutCancel(ctx)
+	from, err := st.load(ctx, l.name)
+	if err != nil {
+		return
+	}
+	l.from, _ = st.change(ctx, l.name, from, func(e entry.Entry, now entry.Time) entry.Entry {
+		if e.Open.Nonce == l.nonce {
+			e, _, _ = st.rules.Commit(e, e.Open.Gen, l.nonce, entry.Result{Class: entry.NotSent}, now)
+		}
+		return e
+	})
+}
+
+// unlock frees the lock whatever became of ctx; best effort, else it dies at
+// its TTL.
+func (st *store) unlock(ctx context.Context, l *lease) {
+	ctx = context.WithoutCancel(ctx)
+	_, _ = bounded(ctx, st.opTimeout, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, l.lock.Unlock(ctx)
+	}, nil)
+}
+
+// unlockLate frees a lock that was granted after its caller had gone.
+func (st *store) unlockLate(lock Lock) {
+	ctx, cancel := context.WithTimeout(context.Background(), st.opTimeout)
+	defer cancel()
+	_ = lock.Unlock(ctx)
+}
+
+// invalidate removes generation gen and returns the entry as it then is.
+func (st *store) invalidate(ctx context.Context, name string, gen uint64) (snapshot, error) {
+	from, err := st.load(ctx, name)
+	if err != nil {
+		return from, err
+	}
+	return st.change(ctx, name, from, func(e entry.Entry, now entry.Time) entry.Entry {
+		return st.rules.Invalidate(e, gen, now)
+	})
+}
+
+// watch returns a channel that receives after name has changed, or may have.
+func (st *store) watch(name string) (changed <-chan struct{}, stop func()) {
+	ch := make(chan struct{}, 1)
+	if st.watcher == nil {
+		return ch, func() {}
+	}
+	return ch, st.watcher.Watch(name, func() {
+		select {
+		case ch <- struct{}{}:
+		default: // one look serves all changes before it
+		}
+	})
+}
+
+// bounded runs op in a goroutine of its own and leaves it behind when d has
+// passed or ctx has ended. A context alone does not do that: go-redis with
+// default options stays in a socket read for seconds past its deadline. late
+// gets what an abandoned op returned after all. Errors match ErrUnavailable,
+// except the Locker's own verdicts and the end of the caller's context.
+func bounded[T any](ctx context.Context, d time.Duration, op func(context.Context) (T, error), late func(T)) (T, error) {
+	type result struct {
+		v   T
+		err error
+	}
+	opCtx, cancel := context.WithTimeout(ctx, d)
+	done := make(chan result, 1)
+	go func() {
+		v, err := protect(func() (T, error) { return op(opCtx) })
+		done <- result{v, err}
+	}()
+	select {
+	case r := <-done:
+		cancel()
+		if r.err != nil && !errors.Is(r.err, ErrLocked) && !errors.Is(r.err, ErrNotHeld) {
+			r.err = &outage{r.err}
+		}
+		return r.v, r.err
+	case <-opCtx.Done():
+		go func() {
+			r := <-done
+			cancel()
+			if r.err == nil && late != nil {
+				late(r.v)
+			}
+		}()
+		var zero T
+		if err := ctx.Err(); err != nil {
+			return zero, err
+		}
+		return zero, &outage{fmt.Errorf("no answer within %v", d)}
+	}
+}
+
+// outage is the cause of an ErrUnavailable.
+type outage struct{ cause error }
+
+func (e *outage) Error() string   { return "lock or cache unavailable: " + e.cause.Error() }
+func (e *outage) Unwrap() []error { return []error{ErrUnavailable, e.cause} }
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// storeClock is the store's time: our own plus the offset last learnt. It runs
+// on the monotonic clock, so a step of this host's wall clock does not move it.
+type storeClock struct {
+	face Clock // nil: our own wall clock is the store's
+
+	mu     sync.Mutex
+	local  time.Time // when it was learnt; zero: never
+	remote time.Time
+}
+
+const (
+	relearn = 5 * time.Minute
+	parted  = time.Second // wall and monotonic clock disagree by this: relearn
+)
+
+func (c *storeClock) now() entry.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.local.IsZero() {
+		return entry.Time(time.Now().UnixMicro())
+	}
+	return entry.Time(c.remote.Add(time.Since(c.local)).UnixMicro())
+}
+
+// learn reads the store's clock if that is due. Only the first reading must
+// succeed; later an offset that is minutes old is better than none.
+func (c *storeClock) learn(ctx context.Context, d time.Duration) error {
+	if c.face == nil || !c.due() {
+		return nil
+	}
+	sent := time.Now()
+	remote, err := bounded(ctx, d, c.face.Now, nil)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		if c.local.IsZero() {
+			return err
+		}
+		return nil
+	}
+	c.local = time.Now()
+	c.remote = remote.Add(c.local.Sub(sent) / 2)
+	return nil
+}
+
+func (c *storeClock) due() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.local.IsZero() {
+		return true
+	}
+	mono, wall := time.Since(c.local), time.Now().Round(0).Sub(c.local.Round(0))
+	return mono > relearn || (mono-wall).Abs() > parted
+}
+
+// toLocal turns a time of the store into one of this process.
+func (c *storeClock) toLocal(t entry.Time) time.Time {
+	return time.Now().Add(t.Sub(c.now()))
+}
+
+// toStore turns a time of this process into one of the store.
+func (c *storeClock) toStore(t time.Time) entry.Time {
+	return c.now().Add(time.Until(t))
+}

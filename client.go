@@ -53,7 +53,7 @@ func New(upstream string, auth Authenticator, opts ...Option) (*Client, error) {
 		draining: make(chan struct{}),
 	}
 	c.base, c.end = context.WithCancel(context.Background())
-	c.near = near.Map[*local]{Max: cfg.nearMax, New: c.newLocal}
+	c.near = near.Map[*local]{Max: max(cfg.nearMax, 16), New: c.newLocal} // attempts need a place even when nothing is held near
 	c.store = c.newStore()
 	return c, nil
 }
@@ -470,6 +470,9 @@ func (h *Handle) Do(ctx context.Context, fn func(context.Context, Session) error
 func (c *Client) wait(ctx context.Context, l *local, no rejection) (Session, error) {
 	start := time.Now()
 	for {
+		if s, ok := l.hit(); ok && no.allows(s) {
+			return s, nil
+		}
 		a, mine, err := c.join(ctx, l, no)
 		if err != nil {
 			return Session{}, err
@@ -554,7 +557,7 @@ func (c *Client) join(ctx context.Context, l *local, no rejection) (a *attempt, 
 func (c *Client) fly(ctx context.Context, l *local, a *attempt, rejected uint64) {
 	defer c.running.Done()
 	defer close(a.over)
-	defer context.AfterFunc(c.base, func() { a.cancel(ErrClosed) })()
+	defer context.AfterFunc(c.base, func() { a.cancel(ErrClosed) })() //nolint:contextcheck // an attempt has two ends: its callers' and the client's
 	defer a.cancel(nil)
 	a.session, a.err = c.try(ctx, l, a, rejected)
 	l.land(a)
@@ -607,26 +610,37 @@ type place struct {
 	binding     record.Binding
 }
 
+// place finds the place of l. It is the same every time unless lock key or
+// fingerprint are asked of the user.
 func (c *Client) place(ctx context.Context, l *local) (place, error) {
-	p := place{binding: record.Binding{Namespace: c.namespace, Upstream: c.upstream, Key: l.key}}
-	print, lockKey := "", l.key
+	if c.lockKey == nil && c.fingerprint == nil {
+		return l.place, nil
+	}
+	fingerprint, lockKey := "", l.key
 	_, err := protect(func() (_ struct{}, err error) {
 		if c.lockKey != nil {
 			lockKey = c.lockKey(l.key)
 		}
 		if c.fingerprint != nil {
-			print, err = c.fingerprint(ctx, l.key)
+			fingerprint, err = c.fingerprint(ctx, l.key)
 		}
 		return struct{}{}, err
 	})
 	if err != nil {
-		return p, &quietError{"sessionlock: lock key or fingerprint of " + l.id, err}
+		return place{}, &quietError{"sessionlock: lock key or fingerprint of " + l.id, err}
 	}
 	if err := checkKey(lockKey); err != nil {
-		return p, fmt.Errorf("WithLockKey, for %s: %w", l.id, err)
+		return place{}, fmt.Errorf("WithLockKey, for %s: %w", l.id, err)
 	}
-	p.entry, p.lock = c.names.Entry(l.key, print), c.names.Lock(c.lockScope, lockKey)
-	return p, nil
+	return c.placeOf(l.key, fingerprint, lockKey), nil
+}
+
+func (c *Client) placeOf(key, fingerprint, lockKey string) place {
+	return place{
+		entry:   c.names.Entry(key, fingerprint),
+		lock:    c.names.Lock(c.lockScope, lockKey),
+		binding: record.Binding{Namespace: c.namespace, Upstream: c.upstream, Key: key},
+	}
 }
 
 // first looks at the entry, invalidating the rejected generation on the way: the
@@ -678,7 +692,8 @@ func (c *Client) adopt(ctx context.Context, l *local, a *attempt, w *waiting, s 
 
 // lead makes the login and commits what comes of it, session or failure.
 func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, w *waiting, after uint64) (Session, error) {
-	if !l.send(a) { // the last caller has left
+	l.send(a)
+	if ctx.Err() != nil { // the last caller has left, or the client is closed
 		c.store.abandon(ctx, a.lease)
 		return Session{}, context.Cause(ctx)
 	}

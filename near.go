@@ -28,6 +28,7 @@ import (
 type local struct {
 	c       *Client
 	key, id string
+	place   place // where nothing but the key decides it
 
 	copy atomic.Pointer[nearCopy]
 	hits atomic.Uint64 // near hits; also tells whether the copy is used
@@ -64,7 +65,7 @@ const lookGap = 10 * time.Millisecond
 func (c *Client) newLocal(key string) *local {
 	over := make(chan struct{})
 	close(over)
-	return &local{c: c, key: key, id: c.KeyID(key), before: over, behind: over, asked: ^uint64(0)}
+	return &local{c: c, key: key, id: c.KeyID(key), place: c.placeOf(key, "", key), before: over, behind: over, asked: ^uint64(0)}
 }
 
 func (c *Client) nearCopy(s Session, name string, stored entry.Session) *nearCopy {
@@ -111,12 +112,12 @@ func (l *local) leave(a *attempt) {
 	a.cancel(context.Canceled)
 }
 
-// send marks a's login as sent; false when nobody waits for it any more.
-func (l *local) send(a *attempt) bool {
+// send marks a's login as sent: from now on nobody who leaves ends it. Whether
+// somebody had before, a's context tells.
+func (l *local) send(a *attempt) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a.sent = a.callers > 0 && !l.gone
-	return a.sent
+	a.sent = true
 }
 
 // land ends a, and keeps the session it brought.

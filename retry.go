@@ -27,15 +27,15 @@ import (
 // process decides alone.
 
 const (
-	retryMin, retryMax = 250 * time.Millisecond, 30 * time.Second
-	proving            = 30 * time.Second
+	firstRetry, lastRetry = 250 * time.Millisecond, 30 * time.Second
+	proving               = 30 * time.Second
 )
 
 func (c *config) rules() entry.Rules {
 	return entry.Rules{
 		Budget:  c.budget,
 		Window:  c.window,
-		Retry:   entry.Backoff{Min: retryMin, Max: retryMax},
+		Retry:   entry.Backoff{Min: firstRetry, Max: lastRetry},
 		Reject:  entry.Backoff{Min: c.reauthMin, Max: c.reauthMax},
 		Proving: proving,
 	}

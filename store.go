@@ -99,18 +99,15 @@ type lease struct {
 	until time.Time // local; lock and attempt live until then unless renewed
 }
 
-// acquire tries once, without waiting, to lead for a.name, starting from what
-// was seen of its entry:
+// acquire tries once, without waiting, to lead for a.name whose entry was seen to
+// be free:
 //
-//	Found, Suppressed  the entry returned says what
+//	Found, Suppressed  it no longer is; the entry returned says what it holds
 //	Lead               the lease is ours; end it with commit or abandon, then unlock
 //	Free               somebody else holds the lock, or an attempt is open (Busy): wait
 //
 // Errors are ErrUnavailable: then nothing is held, or dies at its TTL.
 func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdict, *lease, snapshot, error) {
-	if v := from.entry.Look(a.after, st.now()); v != entry.Free {
-		return v, nil, from, nil
-	}
 	sent := time.Now()
 	lock, err := bounded(ctx, st.opTimeout, func(ctx context.Context) (Lock, error) {
 		return st.locker.TryLock(ctx, a.lock, st.lockTTL)
@@ -287,8 +284,8 @@ func bounded[T any](ctx context.Context, d time.Duration, op func(context.Contex
 			}
 		}()
 		var zero T
-		if err := ctx.Err(); err != nil {
-			return zero, err
+		if ctx.Err() != nil {
+			return zero, context.Cause(ctx)
 		}
 		return zero, &outage{fmt.Errorf("no answer within %v", d)}
 	}

@@ -47,7 +47,7 @@ func Encode(e Entry) ([]byte, error) {
 	b = appendU64(b, uint64(e.Failure.Until), uint64(e.Young))
 	b = append(b, byte(len(e.Open.Holder)))
 	b = append(b, e.Open.Holder...)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(e.Session.Record))) //nolint:gosec // bounded above
+	b = binary.BigEndian.AppendUint32(b, uint32(len(e.Session.Record)))
 	return append(b, e.Session.Record...), nil
 }
 
@@ -92,7 +92,7 @@ type reader struct {
 }
 
 func (r *reader) bytes(n, limit int) []byte {
-	if r.bad || n > limit || n > len(r.b) {
+	if r.bad || n < 0 || n > limit || n > len(r.b) { // < 0: a length of 32 bits where int has no more
 		r.bad = true
 		return nil
 	}
@@ -129,8 +129,8 @@ func (r *reader) u64(limit uint64) uint64 {
 }
 
 func (r *reader) gen() uint64   { return r.u64(maxGen) }
-func (r *reader) time() Time    { return Time(r.u64(maxGen)) }    //nolint:gosec // bounded
-func (r *reader) count() uint32 { return uint32(r.u64(1 << 31)) } //nolint:gosec // bounded
+func (r *reader) time() Time    { return Time(r.u64(maxGen)) }
+func (r *reader) count() uint32 { return uint32(r.u64(1 << 31)) }
 
 func (r *reader) nonce() (n Nonce) {
 	copy(n[:], r.bytes(len(n), len(n)))

@@ -75,7 +75,7 @@ type Entry struct {
 	Open     Attempt
 	Done     Closed
 	Session  Session
-	Proven   Time   // from here on the stored session counts as good
+	Proven   Time   // from here on the stored session counts as good; 0: that was acted on
 	Attempts uint32 // logins in the window that did not succeed, open ones included
 	Window   Time   // when Attempts starts from zero again
 	Failure  Failure
@@ -168,9 +168,11 @@ const maxAhead = 24 * time.Hour
 
 // settle applies what the passage of time alone decides: a session that lived
 // to Proven clears what was held against its key, a window that ended forgets.
+// A session clears once: it stays in the entry after its expiry and while it is
+// renewed, and would go on clearing what is counted then.
 func (e Entry) settle(now Time) Entry {
-	if e.Session.Gen != 0 && now >= e.Proven {
-		e.Attempts, e.Young = 0, 0
+	if e.Session.Gen != 0 && e.Proven != 0 && now >= e.Proven {
+		e.Attempts, e.Young, e.Proven = 0, 0, 0
 	}
 	if now >= e.Window {
 		e.Attempts = 0
@@ -275,10 +277,12 @@ type Result struct {
 // Returns: Stored; or Stale when the attempt was overtaken, cleared or lost
 // with its entry. The session in the entry is then somebody else's.
 // Replay: Stored, nothing written, whether or not the session is still there:
-// a generation that was invalidated meanwhile is not stored a second time.
+// a generation that was invalidated meanwhile is not stored a second time. The
+// number alone is believed only when Done has gone on: a lost entry and a clock
+// set back together can issue it to two leaders.
 func (r Rules) Commit(e Entry, gen uint64, n Nonce, res Result, now Time) (next Entry, displaced Session, v Verdict) {
 	if gen == 0 || e.Open.Gen != gen || e.Open.Nonce != n {
-		if gen != 0 && (e.Session.Gen == gen || e.Done == Closed{gen, n}) {
+		if gen != 0 && (e.Done == Closed{gen, n} || e.Session.Gen == gen && e.Done.Gen != gen) {
 			return e, Session{}, Stored
 		}
 		return e, Session{}, Stale

@@ -34,7 +34,7 @@ func (m *Map[E]) Load(key string) (e E, ok bool) {
 	if !ok {
 		return e, false
 	}
-	return v.(E), true //nolint:forcetypeassert // only Es are stored
+	return v.(E), true
 }
 
 // LoadOrNew returns the entry of key, made by New if there was none; another
@@ -76,7 +76,7 @@ func (m *Map[E]) shrink() {
 // All calls f for every entry.
 func (m *Map[E]) All(f func(E)) {
 	m.m.Range(func(_, v any) bool {
-		f(v.(E)) //nolint:forcetypeassert // only Es are stored
+		f(v.(E))
 		return true
 	})
 }

@@ -45,7 +45,7 @@ type Content struct {
 // Encode returns the record of c for b.
 func Encode(b Binding, c Content) string {
 	out := header(b)
-	out = binary.BigEndian.AppendUint64(out, uint64(c.Expiry)) //nolint:gosec // a round trip through the same width
+	out = binary.BigEndian.AppendUint64(out, uint64(c.Expiry))
 	out = appendString(out, c.Token)
 	names := make([]string, 0, len(c.Values))
 	for name := range c.Values {
@@ -66,7 +66,7 @@ func Decode(b Binding, rec string) (Content, error) {
 		return Content{}, ErrUnreadable
 	}
 	r := reader{rest: rec[len(want):]}
-	c := Content{Expiry: int64(r.uint64()), Token: r.string()} //nolint:gosec // as in Encode
+	c := Content{Expiry: int64(r.uint64()), Token: r.string()}
 	n := int(r.byte())
 	for ; n > 0 && !r.bad; n-- {
 		if c.Values == nil {
@@ -90,7 +90,7 @@ func header(b Binding) []byte {
 }
 
 func appendString(b []byte, s string) []byte {
-	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...) //nolint:gosec // a record is at most 32 KiB
+	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
 }
 
 // reader takes fields off the front of rest; bad once one was not there.

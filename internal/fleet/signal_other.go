@@ -1,0 +1,13 @@
+//go:build !unix
+
+package fleet
+
+import (
+	"os"
+	"syscall"
+)
+
+var (
+	sigstop, sigcont os.Signal
+	ownGroup         *syscall.SysProcAttr
+)

@@ -1,0 +1,195 @@
+package redistest_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/sessionlock/sessionlock/internal/redistest"
+)
+
+const soon = 10 * time.Second
+
+// impatient gives up on a silent server fast and asks once.
+func impatient(o *redis.Options) {
+	o.MaxRetries = -1
+	o.DialTimeout = 400 * time.Millisecond
+	o.ReadTimeout = 400 * time.Millisecond
+	o.DialerRetries = 1
+}
+
+func ping(ctx context.Context, rdb *redis.Client) error { return rdb.Ping(ctx).Err() }
+
+func TestRestartedServerKeepsItsAddressAndLosesItsData(t *testing.T) {
+	s := redistest.Start(t)
+	addr, rdb := s.Addr(), s.Client(impatient)
+	require.NoError(t, rdb.Set(t.Context(), "k", "v", 0).Err())
+
+	s.Stop()
+	s.Stop()
+	require.Error(t, ping(t.Context(), rdb))
+
+	s.Restart()
+	assert.Equal(t, addr, s.Addr())
+	require.Eventually(t, func() bool { return ping(t.Context(), rdb) == nil }, soon, 5*time.Millisecond)
+	assert.ErrorIs(t, rdb.Get(t.Context(), "k").Err(), redis.Nil)
+}
+
+func TestPausedServerAnswersOnceResumed(t *testing.T) {
+	s := redistest.Start(t)
+	rdb := s.Client(impatient)
+	require.NoError(t, ping(t.Context(), rdb))
+
+	s.Pause()
+	var timeout net.Error
+	require.ErrorAs(t, ping(t.Context(), rdb), &timeout)
+	assert.True(t, timeout.Timeout())
+
+	s.Resume()
+	assert.NoError(t, ping(t.Context(), rdb))
+}
+
+func TestCommandsCountsAllButItself(t *testing.T) {
+	s := redistest.Start(t)
+	rdb := s.Client()
+	require.NoError(t, ping(t.Context(), rdb))
+
+	before := s.Commands()
+	require.Equal(t, before, s.Commands())
+	for range 7 {
+		require.NoError(t, ping(t.Context(), rdb))
+	}
+	assert.Equal(t, before+7, s.Commands())
+
+	s.Restart()
+	assert.Zero(t, s.Commands())
+}
+
+func TestServersDoNotMeet(t *testing.T) {
+	a, b := redistest.Start(t), redistest.Start(t)
+	require.NotEqual(t, a.Addr(), b.Addr())
+	require.NoError(t, a.Client().Set(t.Context(), "k", "v", 0).Err())
+	assert.ErrorIs(t, b.Client().Get(t.Context(), "k").Err(), redis.Nil)
+}
+
+func TestEachIsEmptyAndAnswers(t *testing.T) {
+	var ran []string
+	redistest.Each(t, func(t *testing.T, rdb *redis.Client) {
+		ran = append(ran, t.Name())
+		n, err := rdb.DBSize(t.Context()).Result()
+		require.NoError(t, err)
+		assert.Zero(t, n)
+	})
+	assert.Equal(t, []string{t.Name() + "/miniredis", t.Name() + "/redis"}, ran)
+}
+
+func TestBubbleRunsOnItsClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, connect := redistest.Bubble(t)
+		rdb := connect(func(o *redis.Options) { o.ClientName = "one" })
+		require.NoError(t, rdb.Set(t.Context(), "k", "v", time.Hour).Err())
+		assert.Equal(t, "v", connect().Get(t.Context(), "k").Val())
+
+		time.Sleep(time.Hour - time.Millisecond)
+		assert.True(t, m.Exists("k"))
+		time.Sleep(time.Millisecond)
+		assert.False(t, m.Exists("k"))
+	})
+}
+
+// proxied returns a proxy to a server, a client by way of it with one
+// connection open, and a client that goes straight to the server.
+func proxied(t *testing.T) (p *redistest.Proxy, through, straight *redis.Client) {
+	s := redistest.Start(t)
+	p = redistest.NewProxy(t, s.Addr())
+	through = s.Client(impatient, func(o *redis.Options) { o.Addr = p.Addr() })
+	require.NoError(t, ping(t.Context(), through))
+	return p, through, s.Client()
+}
+
+func TestProxyHeals(t *testing.T) {
+	faults := map[string]func(*redistest.Proxy){
+		"cut":          (*redistest.Proxy).Cut,
+		"black hole":   (*redistest.Proxy).BlackHole,
+		"drop replies": (*redistest.Proxy).DropReplies,
+		"delay":        func(p *redistest.Proxy) { p.Delay(time.Minute) },
+	}
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			p, rdb, _ := proxied(t)
+			fault(p)
+			require.Error(t, ping(t.Context(), rdb), "an open connection")
+			require.Error(t, ping(t.Context(), rdb), "a new connection")
+			p.Heal()
+			assert.Eventually(t, func() bool { return ping(t.Context(), rdb) == nil }, soon, 5*time.Millisecond)
+		})
+	}
+}
+
+func TestProxyCutClosesAndBlackHoleDoesNot(t *testing.T) {
+	p, rdb, _ := proxied(t)
+	var timeout net.Error
+	p.BlackHole()
+	require.ErrorAs(t, ping(t.Context(), rdb), &timeout)
+	assert.True(t, timeout.Timeout())
+
+	p.Heal()
+	require.Eventually(t, func() bool { return ping(t.Context(), rdb) == nil }, soon, 5*time.Millisecond)
+	p.Cut()
+	err := ping(t.Context(), rdb)
+	require.Error(t, err)
+	assert.False(t, errors.As(err, &timeout) && timeout.Timeout(), "%v", err)
+}
+
+func TestProxyDropRepliesExecutes(t *testing.T) {
+	p, through, straight := proxied(t)
+	p.DropReplies()
+	require.Error(t, through.Set(t.Context(), "k", "v", 0).Err())
+	assert.Equal(t, "v", straight.Get(t.Context(), "k").Val())
+
+	p.Heal()
+	p.BlackHole()
+	require.Error(t, through.Set(t.Context(), "k", "w", 0).Err())
+	assert.Equal(t, "v", straight.Get(t.Context(), "k").Val(), "a black hole executes nothing")
+}
+
+func TestProxyDelayIsALatencyEachWay(t *testing.T) {
+	p, rdb, _ := proxied(t)
+	const d = 30 * time.Millisecond
+	p.Delay(d)
+	begin := time.Now()
+	require.NoError(t, ping(t.Context(), rdb))
+	assert.GreaterOrEqual(t, time.Since(begin), 2*d)
+
+	// Many requests under way at once wait together, not one after the other.
+	begin = time.Now()
+	sub := rdb.Subscribe(t.Context())
+	defer sub.Close() //nolint:errcheck // only the connection matters
+	for range 100 {
+		require.NoError(t, sub.Ping(t.Context()))
+	}
+	for range 100 {
+		_, err := sub.Receive(t.Context())
+		require.NoError(t, err)
+	}
+	assert.Less(t, time.Since(begin), 50*d)
+}
+
+func TestProxyHealSparesWholeConnections(t *testing.T) {
+	p, rdb, _ := proxied(t)
+	conn := rdb.Conn()
+	defer conn.Close() //nolint:errcheck // only the connection matters
+	id := conn.ClientID(t.Context()).Val()
+	require.NotZero(t, id)
+
+	p.BlackHole()
+	p.Heal()
+	assert.Equal(t, id, conn.ClientID(t.Context()).Val())
+}

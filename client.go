@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,7 @@ type Client struct {
 	names    keyname.Namer
 	store    *store
 	near     near.Map[*local]
+	looks    looks
 	stats    counters
 	hub      func() // ends the push subscription; nil: none of ours
 
@@ -57,6 +59,9 @@ func New(upstream string, auth Authenticator, opts ...Option) (*Client, error) {
 	c.store = c.newStore()
 	return c, nil
 }
+
+// Format writes a fixed word whatever the verb: a client holds secrets.
+func (c *Client) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[sessionlock client]") }
 
 // newStore joins the configured backends; what is not configured is the Redis
 // one, and without Redis a lock in the cache.
@@ -269,55 +274,6 @@ func (c *Client) Unsuppress(ctx context.Context, key string) error {
 	})
 }
 
-// Status is what [Client.Inspect] finds. Times are by this process's clock and
-// zero where they do not apply.
-type Status struct {
-	Generation      uint64     // of the stored session; 0: none is usable
-	Expiry          time.Time  // until when it is used; before the upstream's own end by the expiry margin
-	LockedSince     time.Time  // since when somebody is logging in
-	Holder          string     // who: host/pid
-	Attempts        int        // logins counted against the budget
-	Failure         LoginClass // of the last login, while it suppresses the next
-	SuppressedUntil time.Time  // no login before
-}
-
-// Inspect reads what the fleet knows of key, for operators: one look, no login,
-// no secret. A key nobody asked for is the zero Status.
-func (c *Client) Inspect(ctx context.Context, key string) (Status, error) {
-	if err := errors.Join(checkContext(ctx), checkKey(key)); err != nil {
-		return Status{}, err
-	}
-	var st Status
-	l := c.near.LoadOrNew(key)
-	err := c.operate(ctx, l, func(ctx context.Context) error {
-		_, seen, err := c.look(ctx, l)
-		if err == nil {
-			st = c.status(seen.entry)
-		}
-		return err
-	})
-	return st, err
-}
-
-func (c *Client) status(e entry.Entry) Status {
-	now := c.store.now()
-	var st Status
-	if e.Usable(0, now) {
-		st.Generation, st.Expiry = e.Session.Gen, c.store.clock.toLocal(e.Session.Expires)
-	}
-	if e.Alive(now) {
-		st.LockedSince, st.Holder = c.store.clock.toLocal(e.Open.Since), e.Open.Holder
-	}
-	if now < e.Window {
-		st.Attempts = int(e.Attempts)
-	}
-	if now < e.Failure.Until || st.Attempts >= c.budget {
-		why := c.store.rules.Suppression(e, now)
-		st.Failure, st.SuppressedUntil = loginClass(why.Class), c.store.clock.toLocal(why.Until)
-	}
-	return st
-}
-
 // look loads the entry of l.
 func (c *Client) look(ctx context.Context, l *local) (place, snapshot, error) {
 	p, err := c.place(ctx, l)
@@ -434,6 +390,9 @@ type Handle struct {
 // For returns a handle for key. It does no I/O and cannot fail: a bad key is
 // reported when the handle is used.
 func (c *Client) For(key string) *Handle { return &Handle{c: c, key: key} }
+
+// Format writes a fixed word whatever the verb: a handle holds a raw key.
+func (h *Handle) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[sessionlock handle]") }
 
 // Session is [Client.Session] for the handle's key.
 func (h *Handle) Session(ctx context.Context) (Session, error) {
@@ -717,7 +676,9 @@ func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, w *wai
 	case commitErr != nil:
 		_ = c.failed(ctx, l, commitErr)
 		a.near = c.nearCopy(got, p.entry, res.Session)
-		a.near.until = minTime(a.near.until, time.Now().Add(grace))
+		if end := time.Now().Add(grace); end.Before(a.near.until) {
+			a.near.until = end
+		}
 		c.endIfUnstored(p, got)
 	case verdict == entry.Stale:
 		return c.overtaken(ctx, l, a, p, w, after, got, seen)

@@ -1,9 +1,9 @@
-package sessionlock
-
 // leader.go is what a leader does between its lock and its commit, kept beside
 // client.go so that the algorithm there stays one page: the heartbeat, the login
 // itself, what makes a login's session fit to be shared, and how sessions that
 // nobody will use are ended.
+
+package sessionlock
 
 import (
 	"context"

@@ -1,11 +1,10 @@
-package sessionlock
-
 // near.go is what one process knows of a key, kept beside client.go so that the
 // algorithm there reads without mutexes and timers.
 
+package sessionlock
+
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -58,8 +57,7 @@ type nearCopy struct {
 	until   time.Time // by this process's clock
 }
 
-// lookGap keeps wake-ups, forged ones too, from costing more than one look per
-// key in this time.
+// lookGap is the least time between two looks that wake-ups cause.
 const lookGap = 10 * time.Millisecond
 
 func (c *Client) newLocal(key string) *local {
@@ -252,29 +250,65 @@ func (l *local) lookAgain() {
 		l.again = true
 		return
 	}
-	if !l.c.enter() {
-		return
-	}
-	l.looking = true
-	go l.look()
+	l.looking, l.again = true, false
+	l.c.looks.add(l)
 }
 
+// look looks at the entry once. Another that is wanted by then follows after a
+// gap, so that wake-ups, forged ones too, cost one look per key and gap.
 func (l *local) look() {
-	defer l.c.running.Done()
-	ctx := l.c.base
-	for more := true; more; {
-		l.mu.Lock()
-		n := l.copy.Load()
-		l.again = false
-		l.mu.Unlock()
-		if n != nil {
-			l.lookAt(ctx, n)
-			_ = sleep(ctx, lookGap)
+	if n := l.copy.Load(); n != nil {
+		l.lookAt(l.c.base, n)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.looking = false
+	if l.again && !l.gone {
+		l.looking = true
+		time.AfterFunc(lookGap, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.looking = false
+			l.lookAgain()
+		})
+	}
+}
+
+// looks are the near copies waiting to be compared with the store. Few at a
+// time: when a server comes back every copy is wanted at once, and callers need
+// its connections too.
+type looks struct {
+	mu      sync.Mutex
+	waiting []*local
+	workers int
+}
+
+const maxLooks = 4
+
+func (q *looks) add(l *local) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting = append(q.waiting, l)
+	if q.workers < maxLooks && l.c.enter() {
+		q.workers++
+		go q.work(&l.c.running)
+	}
+}
+
+func (q *looks) work(running *sync.WaitGroup) {
+	defer running.Done()
+	for {
+		q.mu.Lock()
+		if len(q.waiting) == 0 {
+			q.workers--
+			q.waiting = nil
+			q.mu.Unlock()
+			return
 		}
-		l.mu.Lock()
-		more = l.again && l.copy.Load() != nil && !l.gone
-		l.looking = more
-		l.mu.Unlock()
+		l := q.waiting[0]
+		q.waiting = q.waiting[1:]
+		q.mu.Unlock()
+		l.look()
 	}
 }
 
@@ -339,86 +373,4 @@ func (l *local) Evict() bool {
 		l.c.stats.evicted.Add(hits)
 	}
 	return idle
-}
-
-// waiting is one attempt's wait for somebody else's result.
-type waiting struct {
-	contention
-	store *store
-	name  string
-	start time.Time
-
-	ticks   int
-	changed <-chan struct{}
-	unwatch func()
-	read    time.Time // when the entry was last read
-}
-
-func (w *waiting) waited() bool { return w.unwatch != nil }
-
-func (w *waiting) stop() {
-	if w.unwatch != nil {
-		w.unwatch()
-	}
-}
-
-// next waits until there is something new for a caller that rejects after, or
-// until the next poll tick, when the lock may be tried again. It returns the
-// entry then seen. The watch is registered before the first look, so no change
-// can fall between them. *LockError when the ticks are used up.
-func (w *waiting) next(ctx context.Context, after uint64) (snapshot, error) {
-	if !w.waited() {
-		w.changed, w.unwatch = w.store.watch(w.name)
-		if seen, err := w.look(ctx); err != nil || seen.entry.Look(after, w.store.now()) != entry.Free {
-			return seen, err
-		}
-	}
-	if w.ticks >= w.attempts {
-		return snapshot{}, &LockError{Attempts: w.ticks, Waited: time.Since(w.start), Err: ErrLocked}
-	}
-	tick := time.NewTimer(time.Until(w.tick(w.start, w.ticks+1)))
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return snapshot{}, context.Cause(ctx)
-		case <-tick.C:
-			w.ticks++
-			return w.look(ctx)
-		case <-w.changed:
-			if err := sleep(ctx, lookGap-time.Since(w.read)); err != nil {
-				return snapshot{}, context.Cause(ctx)
-			}
-			if seen, err := w.look(ctx); err != nil || seen.entry.Look(after, w.store.now()) != entry.Free {
-				return seen, err
-			}
-		}
-	}
-}
-
-func (w *waiting) look(ctx context.Context) (snapshot, error) {
-	w.read = time.Now()
-	return w.store.load(ctx, w.name)
-}
-
-// failed gives err of an attempt or call for l its name and place. Errors that
-// have them already pass.
-func (c *Client) failed(ctx context.Context, l *local, err error) error {
-	var timeout *LockError
-	switch {
-	case errors.As(err, &timeout):
-		timeout.id = l.id
-		c.emit(ctx, Event{Kind: EventLockTimeout, KeyID: l.id, Attempt: timeout.Attempts, Duration: timeout.Waited, Err: err})
-	case errors.Is(err, ErrUnavailable):
-		err = fmt.Errorf("sessionlock: session %s: %w", l.id, err)
-		c.emit(ctx, Event{Kind: EventDegraded, KeyID: l.id, Err: err})
-	}
-	return err
-}
-
-func minTime(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
 }

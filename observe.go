@@ -1,13 +1,17 @@
-package sessionlock
-
 // observe.go is how a client is seen: events, counters and log lines come from
 // one place, so that they agree.
 
+package sessionlock
+
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
+
+	"github.com/sessionlock/sessionlock/internal/entry"
 )
 
 // Event is one outcome. Near hits and reauths are a caller's; all others are
@@ -80,6 +84,55 @@ func (c *Client) Stats() Stats {
 	}
 }
 
+// Status is what [Client.Inspect] finds. Times are by this process's clock and
+// zero where they do not apply.
+type Status struct {
+	Generation      uint64     // of the stored session; 0: none is usable
+	Expiry          time.Time  // until when it is used; before the upstream's own end by the expiry margin
+	LockedSince     time.Time  // since when somebody is logging in
+	Holder          string     // who: host/pid
+	Attempts        int        // logins counted against the budget
+	Failure         LoginClass // of the last login, while it suppresses the next
+	SuppressedUntil time.Time  // no login before
+}
+
+// Inspect reads what the fleet knows of key, for operators: one look, no login,
+// no secret. A key nobody asked for is the zero Status.
+func (c *Client) Inspect(ctx context.Context, key string) (Status, error) {
+	if err := errors.Join(checkContext(ctx), checkKey(key)); err != nil {
+		return Status{}, err
+	}
+	var st Status
+	l := c.near.LoadOrNew(key)
+	err := c.operate(ctx, l, func(ctx context.Context) error {
+		_, seen, err := c.look(ctx, l)
+		if err == nil {
+			st = c.status(seen.entry)
+		}
+		return err
+	})
+	return st, err
+}
+
+func (c *Client) status(e entry.Entry) Status {
+	now := c.store.now()
+	var st Status
+	if e.Usable(0, now) {
+		st.Generation, st.Expiry = e.Session.Gen, c.store.clock.toLocal(e.Session.Expires)
+	}
+	if e.Alive(now) {
+		st.LockedSince, st.Holder = c.store.clock.toLocal(e.Open.Since), e.Open.Holder
+	}
+	if now < e.Window {
+		st.Attempts = int(e.Attempts)
+	}
+	if now < e.Failure.Until || st.Attempts >= c.budget {
+		why := c.store.rules.Suppression(e, now)
+		st.Failure, st.SuppressedUntil = loginClass(why.Class), c.store.clock.toLocal(why.Until)
+	}
+	return st
+}
+
 // nearHit reports a near hit; Stats counts it by itself.
 func (c *Client) nearHit(ctx context.Context, l *local) {
 	if c.observer != nil {
@@ -135,4 +188,19 @@ func logLevel(e Event) (slog.Level, bool) {
 		}
 	}
 	return slog.LevelWarn, true
+}
+
+// failed gives err of an attempt or call for l its name and place. Errors that
+// have them already pass.
+func (c *Client) failed(ctx context.Context, l *local, err error) error {
+	var timeout *LockError
+	switch {
+	case errors.As(err, &timeout):
+		timeout.id = l.id
+		c.emit(ctx, Event{Kind: EventLockTimeout, KeyID: l.id, Attempt: timeout.Attempts, Duration: timeout.Waited, Err: err})
+	case errors.Is(err, ErrUnavailable):
+		err = fmt.Errorf("sessionlock: session %s: %w", l.id, err)
+		c.emit(ctx, Event{Kind: EventDegraded, KeyID: l.id, Err: err})
+	}
+	return err
 }

@@ -59,6 +59,66 @@ func (p contention) tick(start time.Time, i int) time.Time {
 	return at
 }
 
+// waiting is one attempt's wait for somebody else's result.
+type waiting struct {
+	contention
+	store *store
+	name  string
+	start time.Time
+
+	ticks   int
+	changed <-chan struct{}
+	unwatch func()
+	read    time.Time // when the entry was last read
+}
+
+func (w *waiting) waited() bool { return w.unwatch != nil }
+
+func (w *waiting) stop() {
+	if w.unwatch != nil {
+		w.unwatch()
+	}
+}
+
+// next waits until there is something new for a caller that rejects after, or
+// until the next poll tick, when the lock may be tried again. It returns the
+// entry then seen. The watch is registered before the first look, so no change
+// can fall between them. *LockError when the ticks are used up.
+func (w *waiting) next(ctx context.Context, after uint64) (snapshot, error) {
+	if !w.waited() {
+		w.changed, w.unwatch = w.store.watch(w.name)
+		if seen, err := w.look(ctx); err != nil || seen.entry.Look(after, w.store.now()) != entry.Free {
+			return seen, err
+		}
+	}
+	if w.ticks >= w.attempts {
+		return snapshot{}, &LockError{Attempts: w.ticks, Waited: time.Since(w.start), Err: ErrLocked}
+	}
+	tick := time.NewTimer(time.Until(w.tick(w.start, w.ticks+1)))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return snapshot{}, context.Cause(ctx)
+		case <-tick.C:
+			w.ticks++
+			return w.look(ctx)
+		case <-w.changed:
+			if err := sleep(ctx, lookGap-time.Since(w.read)); err != nil {
+				return snapshot{}, context.Cause(ctx)
+			}
+			if seen, err := w.look(ctx); err != nil || seen.entry.Look(after, w.store.now()) != entry.Free {
+				return seen, err
+			}
+		}
+	}
+}
+
+func (w *waiting) look(ctx context.Context) (snapshot, error) {
+	w.read = time.Now()
+	return w.store.load(ctx, w.name)
+}
+
 // Denied marks an error of Login: the credentials were evaluated and refused.
 // Nobody in the fleet logs in with them again before the budget's window has
 // passed, [Client.Unsuppress], or other credentials by [WithFingerprint].

@@ -1,9 +1,9 @@
-package sessionlock
-
 // store.go is the seam below client.go, kept out of it so that the algorithm
 // there reads without locks, swaps and clocks: it joins any Locker with any
 // Cache into four steps (acquire, renew, commit, invalidate) and bounds every
 // one of their calls.
+
+package sessionlock
 
 import (
 	"bytes"

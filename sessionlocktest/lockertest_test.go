@@ -69,7 +69,9 @@ func (l *faultyLocker) TryLock(ctx context.Context, key string, ttl time.Duratio
 	}
 	if l.holds(key) && !l.reentrant {
 		if l.waits {
+			l.mu.Unlock()
 			<-ctx.Done()
+			l.mu.Lock()
 		}
 		return nil, l.refused
 	}

@@ -467,6 +467,7 @@ func (m *model) faulty(s *state, do func(step, func(*state))) {
 		n.tally.lostEntry++
 		n.maxStored, n.barrier = 0, n.begun()
 		if m.clockBack {
+			n.tally.lostEntry++                                        // whoever saw a number rejected will not take it for another session
 			n.now, n.issued, n.barrier = epoch, [maxIssued]uint16{}, 0 // numbers may come again
 		}
 	})
@@ -1425,20 +1426,23 @@ func TestModelHolds(t *testing.T) {
 	for name, sc := range scenarios {
 		t.Run(name, func(t *testing.T) {
 			sc.faults = everything
+			if sc.clockBack { // a failover would bring back a lease that ends in the future
+				sc.faults[failover] = 0
+			}
 			for _, bounds := range []struct {
 				total  uint8
 				states int
-			}{{1, 150_000}, {2, 100_000}} {
+			}{{1, 120_000}, {2, 80_000}} {
 				sc.total = bounds.total
 				m := newModel(sc, weak{})
-				f := m.explore(bound(bounds.states), 8)
+				f := m.explore(bound(bounds.states), 16)
 				require.Empty(t, f.violation, "%s", m.story(f))
 				t.Logf("%d faults: %d states, all: %v", sc.total, f.states, f.complete)
 				states += f.states
 			}
 			sc.total = 4
 			m := newModel(sc, weak{})
-			f := m.walk(bound(4_000), 1)
+			f := m.walk(bound(2_500), 1)
 			require.Empty(t, f.violation, "%s", m.story(f))
 			steps += f.states
 			for turn, n := range m.seen {

@@ -522,7 +522,7 @@ func (c *Client) fly(ctx context.Context, l *local, a *attempt, rejected uint64)
 	l.land(a)
 	close(a.done)
 	if a.lease != nil {
-		c.store.unlock(ctx, a.lease)
+		c.store.giveBack(ctx, a.lease)
 	}
 }
 

@@ -30,8 +30,9 @@ type Locker interface {
 // Lock is a lock that is held. Both methods compare the holder: a lock that was
 // lost and taken by somebody else is never touched.
 type Lock interface {
-	// Extend sets the remaining life to ttl. ErrNotHeld when the lock was lost;
-	// it is not taken again.
+	// Extend sets the remaining life to ttl, at least a millisecond as for
+	// TryLock. ErrNotHeld when the lock was lost or unlocked; it is not taken
+	// again.
 	Extend(ctx context.Context, ttl time.Duration) error
 	// Unlock frees the lock. A lock that is no longer held is no error.
 	Unlock(ctx context.Context) error
@@ -124,8 +125,8 @@ func (l cacheLocker) TryLock(ctx context.Context, key string, ttl time.Duration)
 	if old != nil && old[0] != lockFree {
 		return nil, ErrLocked
 	}
-	held := &cacheLock{cache: l.cache, key: key}
-	err = held.swap(ctx, old, 'h', ttl)
+	held := &cacheLock{cache: l.cache, key: key, turn: make(chan struct{}, 1), value: old}
+	err = held.swap(ctx, 'h', ttl)
 	if errors.Is(err, ErrNotHeld) {
 		return nil, ErrLocked
 	}
@@ -135,25 +136,37 @@ func (l cacheLocker) TryLock(ctx context.Context, key string, ttl time.Duration)
 	return held, nil
 }
 
-// cacheLock is used by one goroutine at a time, as every Lock is.
+// cacheLock takes one call at a time: an Extend that its caller has left behind
+// may still run when Unlock comes, and would leave it a value that is not ours.
 type cacheLock struct {
 	cache Cache
 	key   string
-	value []byte // what is stored while we hold it
+	turn  chan struct{} // taken while a call runs; the rest is of whose turn it is
+	value []byte        // what is stored while we hold it
+	freed bool          // it is ours no more, although what is stored still is
 }
 
-// swap replaces old by a fresh value of the given kind.
-func (l *cacheLock) swap(ctx context.Context, old []byte, kind byte, ttl time.Duration) error {
+// swap replaces what is stored by a fresh value of the given kind.
+func (l *cacheLock) swap(ctx context.Context, kind byte, ttl time.Duration) error {
+	select {
+	case l.turn <- struct{}{}:
+		defer func() { <-l.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if l.freed {
+		return ErrNotHeld
+	}
 	n := entry.NewNonce()
 	next := append([]byte{kind}, n[:]...)
-	now, err := l.cache.CompareAndSwap(ctx, l.key, old, next, ttl)
+	now, err := l.cache.CompareAndSwap(ctx, l.key, l.value, next, ttl)
 	if err != nil {
 		return err
 	}
 	if string(now) != string(next) {
 		return ErrNotHeld
 	}
-	l.value = next
+	l.value, l.freed = next, kind == lockFree
 	return nil
 }
 
@@ -161,7 +174,7 @@ func (l *cacheLock) Extend(ctx context.Context, ttl time.Duration) error {
 	if err := checkTTL(ttl); err != nil {
 		return err
 	}
-	err := l.swap(ctx, l.value, 'h', ttl)
+	err := l.swap(ctx, 'h', ttl)
 	if err != nil && !errors.Is(err, ErrNotHeld) {
 		return fmt.Errorf("extend lock: %w", err)
 	}
@@ -169,7 +182,7 @@ func (l *cacheLock) Extend(ctx context.Context, ttl time.Duration) error {
 }
 
 func (l *cacheLock) Unlock(ctx context.Context) error {
-	err := l.swap(ctx, l.value, lockFree, time.Second)
+	err := l.swap(ctx, lockFree, time.Second)
 	if err != nil && !errors.Is(err, ErrNotHeld) {
 		return fmt.Errorf("unlock: %w", err)
 	}

@@ -95,6 +95,8 @@ type lease struct {
 	gen  uint64
 	from snapshot
 
+	unsure bool // whether the attempt was begun: nobody answered
+
 	mu    sync.Mutex
 	until time.Time // local; lock and attempt live until then unless renewed
 }
@@ -106,7 +108,8 @@ type lease struct {
 //	Lead               the lease is ours; end it with commit or abandon, then unlock
 //	Free               somebody else holds the lock, or an attempt is open (Busy): wait
 //
-// Errors are ErrUnavailable: then nothing is held, or dies at its TTL.
+// Errors are ErrUnavailable. A lease returned with one is not to be led under but
+// to be given back, once the caller has been told: that may take as long again.
 func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdict, *lease, snapshot, error) {
 	sent := time.Now()
 	lock, err := bounded(ctx, st.opTimeout, func(ctx context.Context) (Lock, error) {
@@ -121,7 +124,10 @@ func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdi
 	l := &lease{ask: a, lock: lock, until: sent.Add(st.lockTTL)}
 	verdict, err := st.begin(ctx, l, from)
 	switch {
-	case err != nil, verdict == entry.Lead && !l.alive():
+	case err != nil:
+		l.unsure = true
+		return entry.Free, l, l.from, err
+	case verdict == entry.Lead && !l.alive():
 		st.abandon(ctx, l)
 	case verdict == entry.Lead:
 		return verdict, l, l.from, nil
@@ -209,6 +215,14 @@ func (st *store) abandon(ctx context.Context, l *lease) {
 		}
 		return e
 	})
+}
+
+// giveBack ends what an attempt that was answered still holds.
+func (st *store) giveBack(ctx context.Context, l *lease) {
+	if l.unsure {
+		st.abandon(ctx, l)
+	}
+	st.unlock(ctx, l)
 }
 
 // unlock frees the lock whatever became of ctx; best effort, else it dies at

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -116,6 +119,53 @@ func TestCacheTestUsesItsHooks(t *testing.T) {
 	assert.Equal(t, 1, outages)
 }
 
+// Run is seen failing from outside, in a process of its own.
+func TestRunFailsItsTest(t *testing.T) {
+	const env = "SESSIONLOCKTEST_BROKEN"
+	suites := map[string]func(*testing.T){
+		"cache": faultySuite(func(_ *testing.T, c *faultyCache) {
+			c.load = func(context.Context, string) ([]byte, error) { return nil, nil }
+		}).Run,
+		"locker": faultyLockerSuite(func(l *faultyLocker) { l.outage = sessionlock.ErrLocked }).Run,
+	}
+	if run := suites[os.Getenv(env)]; run != nil {
+		run(t)
+		return
+	}
+	for suite, want := range map[string]string{
+		"cache":  "rule: a store that cannot be reached is an error, never absent",
+		"locker": "rule: a store that cannot be reached is an error of its own",
+	} {
+		t.Run(suite, func(t *testing.T) {
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestRunFailsItsTest$", "-test.timeout=1m")
+			cmd.Env = append(os.Environ(), env+"="+suite)
+			out, err := cmd.CombinedOutput()
+			assert.Error(t, err)
+			assert.Contains(t, string(out), "--- FAIL: TestRunFailsItsTest/Outage")
+			assert.Contains(t, string(out), want)
+		})
+	}
+}
+
+// slowly makes the first n swaps take longer than a value lives.
+func slowly(n int) func(*testing.T, *faultyCache) {
+	return func(_ *testing.T, c *faultyCache) {
+		c.racy = true
+		var swaps atomic.Int64
+		c.swap = func(ctx context.Context, key string, old, next []byte, ttl time.Duration) ([]byte, error) {
+			if swaps.Add(1) <= int64(n) {
+				time.Sleep(300 * time.Millisecond)
+			}
+			return c.MemoryCache.CompareAndSwap(ctx, key, old, next, ttl)
+		}
+	}
+}
+
+func TestCacheTestForgivesABusyMachine(t *testing.T) {
+	faultySuite(slowly(5)).Run(t)
+	assert.Equal(t, []string{"Expiry", "Renewal"}, sessionlocktest.Broken(t, faultySuite(slowly(1000))), "what TTL is too short for")
+}
+
 func TestCacheTestCatches(t *testing.T) {
 	type swapFunc = func(ctx context.Context, key string, old, next []byte, ttl time.Duration) ([]byte, error)
 	// swapIf is a swap with an idea of its own when stored and old are equal.
@@ -148,6 +198,7 @@ func TestCacheTestCatches(t *testing.T) {
 		}
 	}
 
+	idle := sessionlocktest.Cases(faultySuite(nil)) // cases that have caught nothing
 	for name, tt := range map[string]struct {
 		fault func(t *testing.T, c *faultyCache)
 		by    string
@@ -425,5 +476,7 @@ func TestCacheTestCatches(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			assert.Contains(t, sessionlocktest.Broken(t, faultySuite(tt.fault)), tt.by)
 		})
+		idle = slices.DeleteFunc(idle, func(name string) bool { return name == tt.by })
 	}
+	assert.Empty(t, idle, "nothing here shows that these cases can fail")
 }

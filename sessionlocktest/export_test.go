@@ -21,3 +21,11 @@ func Broken(t *testing.T, suite interface{ checks() []check }) (names []string) 
 	})
 	return names
 }
+
+// Cases returns the names of a suite's cases.
+func Cases(suite interface{ checks() []check }) (names []string) {
+	for _, c := range suite.checks() {
+		names = append(names, c.name)
+	}
+	return names
+}

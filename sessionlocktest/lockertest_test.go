@@ -3,6 +3,7 @@ package sessionlocktest_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,7 +26,7 @@ type faultyLocker struct {
 	outage      error                                                            // instead of errDown
 	refused     error                                                            // instead of ErrLocked
 	waits       bool                                                             // until the context ends
-	anyTTL      bool                                                             // even those under a millisecond
+	minTTL      time.Duration                                                    // under it: ErrInvalid
 	truncates   bool                                                             // a ttl to whole seconds
 	forever     bool                                                             // locks do not expire
 	reentrant   bool                                                             // one process is one holder
@@ -49,7 +50,7 @@ type faultyLock struct {
 func (l *faultyLocker) TryLock(ctx context.Context, key string, ttl time.Duration) (sessionlock.Lock, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if ttl < time.Millisecond && !l.anyTTL {
+	if ttl < l.minTTL {
 		return nil, sessionlock.ErrInvalid
 	}
 	if ctx.Err() != nil && l.cancelled != nil {
@@ -129,7 +130,7 @@ func (k *faultyLock) Unlock(context.Context) error {
 func faultyLockerSuite(fault func(l *faultyLocker)) sessionlocktest.LockerTest {
 	return sessionlocktest.LockerTest{
 		New: func(*testing.T) sessionlock.Locker {
-			l := &faultyLocker{holders: map[string]*faultyLock{}, outage: errDown, refused: sessionlock.ErrLocked}
+			l := &faultyLocker{holders: map[string]*faultyLock{}, minTTL: time.Millisecond, outage: errDown, refused: sessionlock.ErrLocked}
 			fault(l)
 			return l
 		},
@@ -157,6 +158,7 @@ func TestLockerTestUsesItsHooks(t *testing.T) {
 }
 
 func TestLockerTestCatches(t *testing.T) {
+	idle := sessionlocktest.Cases(faultyLockerSuite(nil)) // cases that have caught nothing
 	for name, tt := range map[string]struct {
 		fault func(l *faultyLocker)
 		by    string
@@ -166,8 +168,9 @@ func TestLockerTestCatches(t *testing.T) {
 		"a TryLock that waits":                             {func(l *faultyLocker) { l.waits = true }, "NeverWaits"},
 		"keys in a folding collation":                      {func(l *faultyLocker) { l.fold = strings.ToUpper }, "Keys"},
 		"keys cut at 64 bytes":                             {func(l *faultyLocker) { l.fold = func(k string) string { return k[:min(len(k), 64)] } }, "Keys"},
-		"a ttl under a millisecond that is accepted":       {func(l *faultyLocker) { l.anyTTL = true }, "BadTTL"},
+		"a ttl under a millisecond that is accepted":       {func(l *faultyLocker) { l.minTTL = -1000 * time.Hour }, "BadTTL"},
 		"a ttl in whole seconds, rounded down":             {func(l *faultyLocker) { l.truncates = true }, "Extend"},
+		"a ttl under two milliseconds that is refused":     {func(l *faultyLocker) { l.minTTL = 2 * time.Millisecond }, "TTLs"},
 		"a lock that never expires":                        {func(l *faultyLocker) { l.forever = true }, "Expiry"},
 		"a lock in two steps":                              {func(l *faultyLocker) { l.twoSteps = true }, "OneWinner"},
 		"a cancelled TryLock reported as held":             {func(l *faultyLocker) { l.cancelled = sessionlock.ErrLocked }, "Cancelled"},
@@ -229,5 +232,7 @@ func TestLockerTestCatches(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			assert.Contains(t, sessionlocktest.Broken(t, faultyLockerSuite(tt.fault)), tt.by)
 		})
+		idle = slices.DeleteFunc(idle, func(name string) bool { return name == tt.by })
 	}
+	assert.Empty(t, idle, "nothing here shows that these cases can fail")
 }

@@ -27,6 +27,7 @@ var ErrMixUp = errors.New("sessionlocktest: session of another user")
 type StatusError struct {
 	Op   string // what was asked for: "login", "logout", "call"
 	Code int    // HTTP status
+	wait time.Duration
 }
 
 func (e *StatusError) Error() string {
@@ -87,9 +88,8 @@ func (r *Remote) login(ctx context.Context, key, password string) (sessionlock.S
 	}
 	sent := time.Now() // the session's life counts from here, so it is never taken for longer than it is
 	var g grant
-	res, err := r.do(ctx, "login", http.MethodPost, "/login", "", body, &g)
-	if err != nil {
-		return sessionlock.Session{}, mark(err, res)
+	if err := r.do(ctx, "login", http.MethodPost, "/login", "", body, &g); err != nil {
+		return sessionlock.Session{}, mark(err)
 	}
 	s := sessionlock.Session{Token: g.Token}
 	if g.ExpiresIn > 0 {
@@ -99,25 +99,30 @@ func (r *Remote) login(ctx context.Context, key, password string) (sessionlock.S
 }
 
 // mark says of a failed login what the answer allows to say.
-func mark(err error, res *http.Response) error {
-	if res == nil {
+func mark(err error) error {
+	var e *StatusError
+	if !errors.As(err, &e) {
 		return err
 	}
-	switch res.StatusCode {
+	switch e.Code {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusLocked:
 		return sessionlock.Denied(err)
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		seconds, _ := strconv.Atoi(res.Header.Get("Retry-After"))
-		return sessionlock.RetryAfter(err, time.Duration(seconds)*time.Second)
+		return sessionlock.RetryAfter(err, e.wait)
 	}
 	return err
+}
+
+func isUnauthorized(err error) bool {
+	var e *StatusError
+	return errors.As(err, &e) && e.Code == http.StatusUnauthorized
 }
 
 // Logout ends s upstream, and only s. A session that is over already is no
 // error. It fits [sessionlock.WithLogout].
 func (r *Remote) Logout(ctx context.Context, s sessionlock.Session) error {
-	res, err := r.do(ctx, "logout", http.MethodDelete, "/session", s.Token.Reveal(), nil, nil)
-	if res != nil && res.StatusCode == http.StatusUnauthorized {
+	err := r.do(ctx, "logout", http.MethodDelete, "/session", s.Token.Reveal(), nil, nil)
+	if isUnauthorized(err) {
 		return nil
 	}
 	return err
@@ -129,9 +134,9 @@ func (r *Remote) Logout(ctx context.Context, s sessionlock.Session) error {
 // out has no key and passes for any user's.
 func (r *Remote) Call(ctx context.Context, s sessionlock.Session) error {
 	var who identity
-	res, err := r.do(ctx, "call", http.MethodGet, "/whoami", s.Token.Reveal(), nil, &who)
+	err := r.do(ctx, "call", http.MethodGet, "/whoami", s.Token.Reveal(), nil, &who)
 	switch {
-	case res != nil && res.StatusCode == http.StatusUnauthorized:
+	case isUnauthorized(err):
 		return sessionlock.Reject(err)
 	case err != nil:
 		return err
@@ -141,30 +146,30 @@ func (r *Remote) Call(ctx context.Context, s sessionlock.Session) error {
 	return nil
 }
 
-// do sends one request and decodes a good answer into out. The response is
-// returned for its status and header; it is nil when none came.
-func (r *Remote) do(ctx context.Context, op, method, path, bearer string, body []byte, out any) (*http.Response, error) {
+// do sends one request and decodes a good answer into out.
+func (r *Remote) do(ctx context.Context, op, method, path, bearer string, body []byte, out any) error {
 	req, err := http.NewRequestWithContext(ctx, method, r.URL+path, bytes.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("sessionlocktest: %s: %w", op, err)
+		return fmt.Errorf("sessionlocktest: %s: %w", op, err)
 	}
 	if bearer != "" {
 		req.Header.Set("Authorization", "Bearer "+bearer)
 	}
 	res, err := r.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("sessionlocktest: %s: %w", op, err)
+		return fmt.Errorf("sessionlocktest: %s: %w", op, err)
 	}
 	defer res.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(res.Body, maxBody))
 	if res.StatusCode/100 != 2 {
-		return res, &StatusError{op, res.StatusCode}
+		seconds, _ := strconv.Atoi(res.Header.Get("Retry-After"))
+		return &StatusError{op, res.StatusCode, time.Duration(seconds) * time.Second}
 	}
 	if err == nil && out != nil {
 		err = json.Unmarshal(answer, out)
 	}
 	if err != nil {
-		return res, fmt.Errorf("sessionlocktest: %s: read answer: %w", op, err)
+		return fmt.Errorf("sessionlocktest: %s: read answer: %w", op, err)
 	}
-	return res, nil
+	return nil
 }

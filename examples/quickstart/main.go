@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/sessionlock/sessionlock"
 	"github.com/sessionlock/sessionlock/sessionlocktest"
@@ -58,7 +59,7 @@ func exit(err error) {
 
 // run sets the stage, plays the acts and prints a line for each.
 func run(ctx context.Context, redisAddr string) error {
-	upstream, err := sessionlocktest.StartUpstream()
+	upstream, err := sessionlocktest.StartUpstream() //nolint:contextcheck // it ends by Close
 	if err != nil {
 		return err
 	}
@@ -74,10 +75,13 @@ func run(ctx context.Context, redisAddr string) error {
 		redisAddr = m.Addr()
 	}
 	p := place{redisAddr, upstream.URL, "quickstart-" + rand.Text()}
-	client, err := newClient(p) // the parent looks, and never logs in
+	rdb := redis.NewClient(&redis.Options{Addr: p.redis})
+	defer rdb.Close()
+	client, err := newClient(p, rdb) // the parent's: it looks, and never logs in
 	if err != nil {
 		return err
 	}
+	defer client.Close(ctx)
 	workers, err := startFleet(ctx, p)
 	defer workers.stop()
 	if err != nil {
@@ -108,15 +112,15 @@ type stage struct {
 // act is one thing that happens to the fleet.
 type act struct {
 	name   string
-	users  []string                    // whom every caller calls for
-	during func(context.Context) error // what happens while they do; nil: they do it once
-	want   map[string]logins           // by user; nobody else may log in
+	users  []string              // whom every caller calls for
+	during func(context.Context) // what happens while they do; nil: they do it once
+	want   map[string]logins     // by user; nobody else may log in
 }
 
 // logins are those of one user in one act.
 type logins struct {
 	ok, denied int
-	turnedAway bool // while the upstream was down, at least one
+	turnedAway bool // at least one met the upstream down
 }
 
 const ada, bob, cyd, mallory = "ada", "bob", "cyd", "mallory"
@@ -134,22 +138,21 @@ func (s *stage) acts() []act {
 	}
 }
 
-func (s *stage) revocation(ctx context.Context) error {
+func (s *stage) revocation(ctx context.Context) {
 	pause(ctx, time.Second)
 	s.upstream.Revoke(ada)
 	pause(ctx, time.Second)
-	return ctx.Err()
 }
 
 // outage kills the sessions of bob and cyd, lets the fleet get as far as logging
 // in, and only then goes down: so there are logins that fail. ada's session
 // lives through it.
-func (s *stage) outage(ctx context.Context) error {
+func (s *stage) outage(ctx context.Context) {
 	u := s.upstream
 	u.Hang(true)
 	u.Revoke(bob)
 	u.Revoke(cyd)
-	err := until(ctx, func() bool {
+	_ = until(ctx, func() bool {
 		l := u.Ledger()
 		return l.Accounts[bob].AtOnce > 0 && l.Accounts[cyd].AtOnce > 0
 	})
@@ -157,65 +160,94 @@ func (s *stage) outage(ctx context.Context) error {
 	u.Hang(false)
 	pause(ctx, 2500*time.Millisecond)
 	u.Down(sessionlocktest.Up)
-	return errors.Join(err, ctx.Err())
 }
 
 // play has the workers play a and returns its line.
 func (s *stage) play(ctx context.Context, number int, a act) (string, error) {
+	title := fmt.Sprintf("%d. %s", number, a.name)
 	before := s.upstream.Ledger()
-	stop := watch(fmt.Sprintf("%d. %s", number, a.name), s.workers, s.upstream)
+	stop := watch(title, s.workers, s.upstream)
 	err := s.workers.order(order{Act: number, Users: a.users, Keep: a.during != nil})
 	if a.during != nil {
-		err = errors.Join(err, a.during(ctx), s.workers.order(order{}))
+		a.during(ctx)
+		err = errors.Join(err, s.workers.order(order{}))
 	}
 	got, late := s.workers.await(ctx, number)
 	stop()
-	sent, wrong := s.audit(ctx, a, got, before, s.upstream.Ledger())
-	if err = errors.Join(err, late, wrong); err != nil {
-		err = fmt.Errorf("%d. %s:\n%w", number, a.name, err)
+	sent, wrong := a.audit(before, s.upstream.Ledger())
+	verdict := "ok"
+	if err = errors.Join(err, late, wrong, a.callers(got), s.budget(ctx, a)); err != nil {
+		verdict = "WRONG"
+		err = fmt.Errorf("%s:\n%w", title, err)
 	}
-	return fmt.Sprintf("%d. %-31s  %d callers, %s, slowest wait %v: %s\n", number, a.name,
-		processes*callers, sent, got.Slowest.Round(time.Millisecond), map[bool]string{true: "ok", false: "WRONG"}[err == nil]), err
+	return fmt.Sprintf("%-35s %d callers, logins: %s, slowest wait %v: %s\n", title,
+		processes*callers, sent, got.Slowest.Round(time.Millisecond), verdict), err
 }
 
-// audit compares what the callers and the upstream have seen with what should
-// have happened.
-func (s *stage) audit(ctx context.Context, a act, got report, before, after sessionlocktest.Ledger) (sent string, wrong error) {
-	check := func(ok bool, format string, args ...any) {
-		if !ok {
-			wrong = errors.Join(wrong, fmt.Errorf("  "+format, args...))
-		}
-	}
-	var judged, turnedAway, denied int
-	outage := false
+// audit compares the upstream's ledger with the logins that should have been
+// made, and counts them.
+func (a act) audit(before, after sessionlocktest.Ledger) (sent string, err error) {
+	var w wrong
+	judged, turnedAway := 0, 0
 	for user, now := range after.Accounts {
-		was, want := before.Accounts[user], a.want[user]
-		ok, no, away := now.OK-was.OK, now.Denied-was.Denied, now.TurnedAway-was.TurnedAway
-		judged, turnedAway, denied, outage = judged+ok+no, turnedAway+away, denied+no, outage || want.turnedAway
-		check(ok == want.ok && no == want.denied, "%s: %d logins ok and %d denied, want %d and %d", user, ok, no, want.ok, want.denied)
-		check((away > 0) == want.turnedAway && away <= 5, "%s: %d logins turned away", user, away)
-		check(now.MaxAtOnce <= 1 && now.Live <= 1, "%s: %d logins at once, %d live sessions", user, now.MaxAtOnce, now.Live)
-		check(now.Sent == now.OK+now.Denied+now.TurnedAway, "%s: logins are missing: %+v", user, now)
+		was := before.Accounts[user]
+		away := now.TurnedAway - was.TurnedAway
+		did := logins{now.OK - was.OK, now.Denied - was.Denied, away > 0}
+		w.unless(did == a.want[user], "logins of %s: %+v, want %+v", user, did, a.want[user])
+		w.unless(away <= 5, "%d logins of %s turned away: the fleet has not backed off", away, user)
+		w.unless(now.MaxAtOnce <= 1, "%d logins of %s at once", now.MaxAtOnce, user)
+		w.unless(now.Live <= 1, "%d live sessions of %s", now.Live, user)
+		w.unless(now.Sent == now.OK+now.Denied+now.TurnedAway, "%s has logins without outcome: %+v", user, now)
+		judged, turnedAway = judged+did.ok+did.denied, turnedAway+away
 	}
-	check(judged > 0 && after.Strangers == 0, "%d logins, %d requests with unknown tokens", judged, after.Strangers)
+	w.unless(judged > 0, "no login was sent")
+	w.unless(after.Strangers == 0, "%d requests with tokens that never were", after.Strangers)
+	if turnedAway == 0 {
+		return fmt.Sprint(judged), w.error()
+	}
+	return fmt.Sprintf("%d, and %d turned away", judged, turnedAway), w.error()
+}
+
+// callers compares what the callers got with what they should have got.
+func (a act) callers(got report) error {
+	var w wrong
+	denied, outage := false, false
+	for _, want := range a.want {
+		denied, outage = denied || want.denied > 0, outage || want.turnedAway
+	}
+	round := processes * callers * len(a.users)
+	switch {
+	case denied:
+		w.unless(got.Denied == round && got.Served == 0, "%d callers heard of the denial, want %d", got.Denied, round)
+	case a.during == nil:
+		w.unless(got.Served == round, "%d calls served, want %d", got.Served, round)
+	default: // at least one before, one after
+		w.unless(got.Served >= 2*round, "%d calls served, want %d or more", got.Served, 2*round)
+	}
+	w.unless(outage == (got.Retries > 0), "%d tries in vain", got.Retries)
+	w.unless(got.Fault == "", "%s", got.Fault)
+	return w.error()
+}
+
+// budget looks at the logins that the fleet itself holds against a user: those
+// denied, and none that met an upstream which was down.
+func (s *stage) budget(ctx context.Context, a act) error {
+	var w wrong
 	for _, user := range a.users {
 		status, err := s.client.Inspect(ctx, user)
-		check(err == nil && status.Attempts == a.want[user].denied, "%s: %d logins counted against the budget, want %d (%v)", user, status.Attempts, a.want[user].denied, err)
+		w.unless(err == nil, "inspect %s: %v", user, err)
+		w.unless(status.Attempts == a.want[user].denied, "%d logins of %s counted against the budget", status.Attempts, user)
 	}
-	calls := processes * callers * len(a.users)
-	switch {
-	case denied > 0:
-		check(got.Denied == calls && got.Served == 0, "%d callers told that the password is wrong, want %d", got.Denied, calls)
-	case a.during == nil:
-		check(got.Served == calls, "%d calls served, want %d", got.Served, calls)
-	default:
-		check(got.Served >= 2*calls, "%d calls served, want %d or more", got.Served, 2*calls)
-	}
-	check((got.Retries > 0) == outage, "%d tries in vain", got.Retries)
-	check(got.Fault == "", "%s", got.Fault)
-	sent = fmt.Sprintf("%d logins", judged)
-	if turnedAway > 0 {
-		sent += fmt.Sprintf(" (and %d turned away)", turnedAway)
-	}
-	return sent, wrong
+	return w.error()
 }
+
+// wrong collects what is.
+type wrong []error
+
+func (w *wrong) unless(ok bool, format string, args ...any) {
+	if !ok {
+		*w = append(*w, fmt.Errorf("  "+format, args...))
+	}
+}
+
+func (w wrong) error() error { return errors.Join(w...) }

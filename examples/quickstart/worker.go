@@ -23,10 +23,9 @@ import (
 
 // newClient joins this process to the fleet: same upstream, same Redis, same
 // namespace. One client serves all users and goroutines.
-func newClient(p place) (*sessionlock.Client, error) {
+func newClient(p place, rdb *redis.Client) (*sessionlock.Client, error) {
 	return sessionlock.New(p.upstream, newAPI(p.upstream),
-		sessionlock.WithRedis(redis.NewClient(&redis.Options{Addr: p.redis})),
-		sessionlock.WithNamespace(p.namespace))
+		sessionlock.WithRedis(rdb), sessionlock.WithNamespace(p.namespace))
 }
 
 // api is the upstream as an application knows it.
@@ -167,12 +166,13 @@ type worker struct {
 // work follows orders until its standard input ends: with the parent, however
 // that ends.
 func work(p place) error {
-	client, err := newClient(p)
+	rdb := redis.NewClient(&redis.Options{Addr: p.redis})
+	defer rdb.Close()
+	client, err := newClient(p, rdb)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	w := &worker{api: newAPI(p.upstream), client: client}
 	go w.tell(json.NewEncoder(os.Stdout))
 	stop := make(chan struct{})
@@ -190,9 +190,10 @@ func work(p place) error {
 		}
 		go w.act(ctx, o, stop)
 	}
-	ctx, cancel = context.WithTimeout(ctx, time.Second)
+	cancel()
+	closing, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	return client.Close(ctx)
+	return client.Close(closing) // the fleet stays logged in
 }
 
 // act has every caller call for all users, and once more after stop.
@@ -211,7 +212,7 @@ func (w *worker) act(ctx context.Context, o order, stop <-chan struct{}) {
 					w.serve(ctx, o.Users[(i+n)%len(o.Users)])
 				}
 				if !last {
-					pause(ctx, 500*time.Millisecond)
+					pause(ctx, time.Duration(300+8*i)*time.Millisecond) // not in step
 				}
 			}
 		})

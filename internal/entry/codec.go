@@ -7,9 +7,9 @@ import (
 
 // Sizes of an encoded entry, in bytes.
 const (
-	MaxRecord = 32 << 10                    // Session.Record
-	MaxHolder = 64                          // Attempt.Holder
-	MaxSize   = MaxRecord + MaxHolder + 256 // a whole entry: fixed fields are under 256
+	MaxRecord = 32 << 10 // Session.Record
+	MaxHolder = 64       // Attempt.Holder
+	MaxSize   = 33 << 10 // a whole entry: the fixed fields are under 256
 )
 
 // version is the first byte of every encoded entry. A reader that meets another

@@ -75,7 +75,7 @@ type Entry struct {
 	Open     Attempt
 	Done     Closed
 	Session  Session
-	Proven   Time   // from here on the stored session counts as good; 0: that was acted on
+	Proven   Time   // from here on the stored session counts as good; 0: that was acted on, or none is stored
 	Attempts uint32 // logins in the window that did not succeed, open ones included
 	Window   Time   // when Attempts starts from zero again
 	Failure  Failure
@@ -171,7 +171,7 @@ const maxAhead = 24 * time.Hour
 // A session clears once: it stays in the entry after its expiry and while it is
 // renewed, and would go on clearing what is counted then.
 func (e Entry) settle(now Time) Entry {
-	if e.Session.Gen != 0 && e.Proven != 0 && now >= e.Proven {
+	if e.Proven != 0 && now >= e.Proven {
 		e.Attempts, e.Young, e.Proven = 0, 0, 0
 	}
 	if now >= e.Window {

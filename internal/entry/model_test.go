@@ -204,6 +204,7 @@ type attempt struct {
 	got      sess
 	result   entry.Class
 	displ    uint8 // token that Commit displaced
+	kept     uint8 // token that a Commit without a reply may have displaced
 	orphan   uint8 // token that was not stored
 }
 
@@ -216,6 +217,7 @@ type caller struct {
 	rejected sess
 	held     sess
 	old, new int32
+	removed  uint32 // tokens that a Clear without a reply may have removed
 }
 
 type proc struct {
@@ -680,7 +682,7 @@ func (m *model) attempt(s *state, p int, lost bool) {
 		ok := m.swap(s, a.old, a.new, idler, 0)
 		switch {
 		case lost:
-			a.old = -1
+			a.old, a.kept = -1, a.displ
 		case !ok:
 			m.close(s, p, s.store)
 		default:
@@ -928,6 +930,9 @@ func (m *model) stale(s *state, p int, e entry.Entry) {
 	if a.result == entry.None {
 		a.orphan = a.got.tok
 	}
+	if a.kept != 0 {
+		pr.ending |= 1 << a.kept
+	}
 	a.pc, a.back = aUnlock, aIdle
 	switch {
 	case m.staleAgain:
@@ -1091,6 +1096,7 @@ func (m *model) callerSwap(s *state, p, c int, lost bool) {
 		switch {
 		case lost:
 			cl.old = -1
+			cl.removed |= 1 << cl.held.tok
 		case ok:
 			m.swapped(s, p, c)
 		default:
@@ -1111,6 +1117,7 @@ func (m *model) callerLoad(s *state, p, c int) {
 		var removed entry.Session
 		next, removed = m.clear(e, s.time())
 		s.now++
+		cl.held = sess{}
 		if removed.Gen != 0 {
 			cl.held = sess{uint16(removed.Gen), removed.Record[0]}
 		}
@@ -1136,10 +1143,8 @@ func (m *model) swapped(s *state, p, c int) {
 	cl.old, cl.new = 0, 0
 	switch {
 	case m.procs[p][c] == leaver:
-		if cl.held.tok != 0 {
-			pr.ending |= 1 << cl.held.tok
-		}
-		pr.near, cl.held = sess{}, sess{}
+		pr.ending |= (cl.removed | 1<<cl.held.tok) &^ 1
+		pr.near, cl.held, cl.removed = sess{}, sess{}, 0
 		cl.pc = cDone
 	case m.procs[p][c] == forgiver:
 		cl.pc = cDone

@@ -245,7 +245,7 @@ func (h *Hub) serve(ctx context.Context, channels []string, batch int) error {
 	var receiver sync.WaitGroup
 	receiver.Go(func() { l.lost <- h.receive(ctx, l) })
 	defer receiver.Wait()
-	defer sub.Close() //nolint:errcheck // nothing is left to be flushed
+	defer sub.Close()
 	if err := l.subscribe(ctx, rest); err != nil {
 		return err
 	}

@@ -60,7 +60,7 @@ func (m *Map[E]) LoadOrNew(key string) E {
 // busy; whoever adds the next goes on from here.
 func (m *Map[E]) shrink() {
 	const scan = 64
-	for i := 0; i < scan && len(m.ring) > m.Max; i++ {
+	for i := 0; i < scan && len(m.ring) > max(m.Max, 1); i++ {
 		m.hand = (m.hand + 1) % (len(m.ring) - 1) // never the one just added
 		key := m.ring[m.hand]
 		if e, ok := m.Load(key); ok && !e.Evict() {

@@ -67,13 +67,17 @@ func Decode(b Binding, rec string) (Content, error) {
 	}
 	r := reader{rest: rec[len(want):]}
 	c := Content{Expiry: int64(r.uint64()), Token: r.string()}
-	n := int(r.byte())
-	for ; n > 0 && !r.bad; n-- {
+	n, last := int(r.byte()), ""
+	for i := 0; i < n && !r.bad; i++ {
 		if c.Values == nil {
 			c.Values = make(map[string]string, n)
 		}
 		name := r.string()
 		c.Values[name] = r.string()
+		if i > 0 && name <= last { // Encode sorts, and writes no name twice
+			r.bad = true
+		}
+		last = name
 	}
 	if r.bad || r.rest != "" {
 		return Content{}, ErrUnreadable

@@ -81,7 +81,7 @@ func freePort(tb testing.TB) string {
 	if err != nil {
 		tb.Fatalf("redistest: find a free port: %v", err)
 	}
-	defer l.Close() //nolint:errcheck // nothing was written
+	defer l.Close()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	return port
 }
@@ -90,7 +90,7 @@ func freePort(tb testing.TB) string {
 // this very process: on a stolen port it may be another test's server.
 func (s *Server) launch() error {
 	s.info, s.out = 0, &output{}
-	s.cmd = exec.Command(binary, "--save", "", "--appendonly", "no", //nolint:gosec,noctx // ends by Stop
+	s.cmd = exec.Command(binary, "--save", "", "--appendonly", "no", //nolint:noctx // ends by Stop
 		"--bind", "127.0.0.1", "--port", s.port, "--dir", s.dir)
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
 	if err := s.cmd.Start(); err != nil {
@@ -181,7 +181,7 @@ func (s *Server) stat(section, field string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer c.Close() //nolint:errcheck // read only
+	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err = fmt.Fprintf(c, "INFO %s\r\n", section); err != nil {
 		return 0, err
@@ -228,9 +228,9 @@ func Each(t *testing.T, f func(t *testing.T, rdb *redis.Client)) {
 // clients of it; both are closed when the bubble's test ends. Nothing touches a
 // socket, so the bubble's clock runs, and it also runs the TTLs.
 //
-// A dialer of your own that adds faults must not sleep in Write, nor stall a
-// handshake, on a connection that subscribes: go-redis' PubSub holds a mutex
-// then, and a goroutine waiting for a mutex stops the bubble's clock.
+// A dialer of your own, to add faults, should start from [Dial], and must not
+// sleep in Write nor stall a handshake on a connection that subscribes, for the
+// reason given there.
 func Bubble(tb testing.TB) (*miniredis.Miniredis, func(opts ...func(*redis.Options)) *redis.Client) {
 	tb.Helper()
 	m := miniredis.NewMiniRedis()
@@ -244,7 +244,7 @@ func Bubble(tb testing.TB) (*miniredis.Miniredis, func(opts ...func(*redis.Optio
 				if err := ctx.Err(); err != nil {
 					return nil, err
 				}
-				return m.Dial()
+				return Dial(m)
 			},
 			PoolSize:                 200,
 			MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},

@@ -3,7 +3,10 @@ package redistest_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
+	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -104,6 +107,55 @@ func TestBubbleRunsOnItsClock(t *testing.T) {
 	})
 }
 
+// On a bare pipe this hangs within a few hundred rounds.
+func TestBubbleSubscriptionsDoNotLockUp(t *testing.T) {
+	for range 300 {
+		synctest.Test(t, func(t *testing.T) {
+			m, connect := redistest.Bubble(t)
+			sub := connect().Subscribe(t.Context(), "a")
+			defer sub.Close()
+			messages := sub.Channel()
+			synctest.Wait()
+			go func() {
+				for range 20 {
+					m.Publish("a", "")
+				}
+			}()
+			for range 20 {
+				require.NoError(t, sub.Subscribe(t.Context(), "b"))
+			}
+			for range 20 {
+				<-messages
+			}
+		})
+	}
+}
+
+func TestDialledConnectionIsASocket(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := redistest.Bubble(t)
+		c, err := redistest.Dial(m)
+		require.NoError(t, err)
+		var many strings.Builder
+		for range 1000 {
+			many.WriteString("*1\r\n$4\r\nPING\r\n")
+		}
+		n, err := c.Write([]byte(many.String()))
+		require.NoError(t, err, "nobody reads the replies yet")
+		assert.Equal(t, many.Len(), n)
+		replies, err := io.ReadAll(io.LimitReader(c, 7000))
+		require.NoError(t, err)
+		assert.Equal(t, strings.Repeat("+PONG\r\n", 1000), string(replies))
+
+		require.NoError(t, c.SetDeadline(time.Now().Add(time.Second)))
+		_, err = c.Read(make([]byte, 1))
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		require.NoError(t, c.Close())
+		_, err = c.Write([]byte("x"))
+		assert.ErrorIs(t, err, net.ErrClosed)
+	})
+}
+
 // proxied returns a proxy to a server, a client by way of it with one
 // connection open, and a client that goes straight to the server.
 func proxied(t *testing.T) (p *redistest.Proxy, through, straight *redis.Client) {
@@ -171,7 +223,7 @@ func TestProxyDelayIsALatencyEachWay(t *testing.T) {
 	// Many requests under way at once wait together, not one after the other.
 	begin = time.Now()
 	sub := rdb.Subscribe(t.Context())
-	defer sub.Close() //nolint:errcheck // only the connection matters
+	defer sub.Close()
 	for range 100 {
 		require.NoError(t, sub.Ping(t.Context()))
 	}
@@ -185,7 +237,7 @@ func TestProxyDelayIsALatencyEachWay(t *testing.T) {
 func TestProxyHealSparesWholeConnections(t *testing.T) {
 	p, rdb, _ := proxied(t)
 	conn := rdb.Conn()
-	defer conn.Close() //nolint:errcheck // only the connection matters
+	defer conn.Close()
 	id := conn.ClientID(t.Context()).Val()
 	require.NotZero(t, id)
 

@@ -1,0 +1,884 @@
+package entry_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/sessionlock/sessionlock/internal/entry"
+)
+
+// now is where every test begins.
+const now = entry.Time(1_790_000_000_000_000)
+
+const (
+	window  = 15 * time.Minute
+	proving = 30 * time.Second
+	lease   = 3 * time.Second
+	life    = 10 * time.Minute
+	day     = 24 * time.Hour
+)
+
+var rules = entry.Rules{
+	Budget: 3, Window: window, Proving: proving,
+	Retry:  entry.Backoff{Min: 250 * time.Millisecond, Max: 30 * time.Second},
+	Reject: entry.Backoff{Min: time.Second, Max: 30 * time.Second},
+}
+
+var ours, theirs = nonce(1), nonce(2)
+
+func ask(n entry.Nonce, after uint64) entry.Ask {
+	return entry.Ask{Nonce: n, After: after, Lease: lease, Holder: "host/1"}
+}
+
+func session(at entry.Time) entry.Result {
+	return entry.Result{Session: entry.Session{Record: "secret", Expires: at.Add(life)}}
+}
+
+// begun is e with an attempt of n's opened at a time, after any session there.
+func begun(t *testing.T, e entry.Entry, n entry.Nonce, at entry.Time) entry.Entry {
+	t.Helper()
+	next, v := rules.Begin(e, ask(n, e.Session.Gen), at)
+	require.Equal(t, entry.Lead, v)
+	return next
+}
+
+// loggedIn is e with a session made and stored at a time.
+func loggedIn(t *testing.T, e entry.Entry, at entry.Time) entry.Entry {
+	t.Helper()
+	e = begun(t, e, theirs, at)
+	return committed(t, e, theirs, session(at), at)
+}
+
+func committed(t *testing.T, e entry.Entry, n entry.Nonce, res entry.Result, at entry.Time) entry.Entry {
+	t.Helper()
+	next, _, v := rules.Commit(e, e.Open.Gen, n, res, at)
+	require.Equal(t, entry.Stored, v)
+	return next
+}
+
+func failed(t *testing.T, e entry.Entry, c entry.Class, at entry.Time) entry.Entry {
+	t.Helper()
+	return committed(t, begun(t, e, theirs, at), theirs, entry.Result{Class: c}, at)
+}
+
+// Begin
+
+// Each entry satisfies the condition of its own clause and of every later one,
+// so an answer out of order shows.
+func TestBeginAsksItsQuestionsInOrder(t *testing.T) {
+	all := entry.Entry{
+		Gen: 50, Open: entry.Attempt{Gen: 50, Nonce: ours, Lease: now + 1},
+		Session:  entry.Session{Gen: 40, Expires: now + 1},
+		Failure:  entry.Failure{Class: entry.Denied, Until: now + 1},
+		Attempts: 3, Window: now + 1, Proven: now + 1,
+	}
+	notOurs := all
+	notOurs.Open.Nonce = theirs
+	noSession := notOurs
+	noSession.Session = entry.Session{}
+	noFailure := noSession
+	noFailure.Failure = entry.Failure{}
+	noLease := noFailure
+	noLease.Open.Lease = now
+	noBudget := noLease
+	noBudget.Attempts = 2
+
+	for name, c := range map[string]struct {
+		e    entry.Entry
+		want entry.Verdict
+	}{
+		"1 our own attempt":       {all, entry.Lead},
+		"2 a session":             {notOurs, entry.Found},
+		"3 a failure in force":    {noSession, entry.Suppressed},
+		"4 somebody else's lease": {noFailure, entry.Busy},
+		"5 the budget":            {noLease, entry.Suppressed},
+		"6 nothing in the way":    {noBudget, entry.Lead},
+	} {
+		t.Run(name, func(t *testing.T) {
+			next, v := rules.Begin(c.e, ask(ours, 0), now)
+			assert.Equal(t, c.want, v)
+			if v != entry.Lead {
+				assert.Equal(t, c.e, next, "only Lead changes the entry")
+			}
+			if c.want == entry.Lead && c.e.Open.Nonce == theirs {
+				assert.NotEqual(t, c.e.Open.Gen, next.Open.Gen)
+			}
+		})
+	}
+}
+
+// What time alone decides is not worth a write.
+func TestBeginThatDoesNotLeadWritesNothingEvenWhenSomethingIsDue(t *testing.T) {
+	due := loggedIn(t, entry.Entry{Attempts: 2, Window: now.Add(day), Young: 1}, now)
+	at := due.Proven
+	failing, busy := due, begun(t, due, theirs, now)
+	failing.Failure = entry.Failure{Class: entry.Denied, Until: at + 1}
+	for name, c := range map[string]struct {
+		e     entry.Entry
+		after uint64
+		want  entry.Verdict
+	}{
+		"found":      {due, 0, entry.Found},
+		"suppressed": {failing, due.Session.Gen, entry.Suppressed},
+		"busy":       {busy, due.Session.Gen, entry.Busy},
+		"refused":    {due, 1<<64 - 1, entry.Refused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.e.Open.Lease = at + 1
+			next, v := rules.Begin(c.e, ask(ours, c.after), at)
+			assert.Equal(t, c.want, v)
+			assert.Equal(t, c.e, next)
+		})
+	}
+}
+
+func TestBeginTakesNoAttemptForItsOwnWhereNoneIsOpen(t *testing.T) {
+	e, v := rules.Begin(entry.Entry{}, ask(entry.Nonce{}, 0), now)
+	require.Equal(t, entry.Lead, v)
+	assert.EqualValues(t, now, e.Open.Gen)
+}
+
+func TestBeginOpensACountedAttemptOnANewEntry(t *testing.T) {
+	e, v := rules.Begin(entry.Entry{}, ask(ours, 0), now)
+	require.Equal(t, entry.Lead, v)
+	assert.Equal(t, entry.Entry{
+		Born: now, Keep: now.Add(window), Gen: uint64(now),
+		Open:     entry.Attempt{Gen: uint64(now), Nonce: ours, Since: now, Lease: now.Add(lease), Holder: "host/1"},
+		Attempts: 1, Window: now.Add(window),
+	}, e)
+}
+
+func TestBeginRepeatedLeadsTheSameGenerationAndCountsNothing(t *testing.T) {
+	first := begun(t, entry.Entry{}, ours, now)
+	later := now.Add(time.Second)
+	again, v := rules.Begin(first, ask(ours, 0), later)
+	require.Equal(t, entry.Lead, v)
+	want := first
+	want.Open.Lease = later.Add(lease)
+	assert.Equal(t, want, again)
+
+	sameInstant, v := rules.Begin(first, ask(ours, 0), now)
+	require.Equal(t, entry.Lead, v)
+	assert.Equal(t, first, sameInstant, "nothing to swap")
+}
+
+func TestBeginKnowsItsOwnAttemptAfterTheLease(t *testing.T) {
+	e := begun(t, entry.Entry{}, ours, now)
+	again, v := rules.Begin(e, ask(ours, 0), now.Add(2*lease))
+	require.Equal(t, entry.Lead, v)
+	assert.Equal(t, e.Open.Gen, again.Open.Gen)
+}
+
+func TestBeginNumbersAreThePastTheAskedAndTheTimeWhicheverIsMost(t *testing.T) {
+	for name, c := range map[string]struct {
+		gen, after, want uint64
+	}{
+		"time":                       {gen: 5, after: 4, want: uint64(now)},
+		"one more than issued":       {gen: uint64(now) + 7, after: 4, want: uint64(now) + 8},
+		"one more than asked":        {gen: 5, after: uint64(now) + 9, want: uint64(now) + 10},
+		"asked beyond what is known": {gen: uint64(now) + 7, after: uint64(now) + 9, want: uint64(now) + 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, v := rules.Begin(entry.Entry{Gen: c.gen}, ask(ours, c.after), now)
+			require.Equal(t, entry.Lead, v)
+			assert.Equal(t, c.want, e.Gen)
+			assert.Equal(t, c.want, e.Open.Gen)
+		})
+	}
+}
+
+func TestBeginRefusesAnAfterFromTheFuture(t *testing.T) {
+	limit := uint64(now.Add(day))
+	for name, c := range map[string]struct {
+		e     entry.Entry
+		after uint64
+		want  entry.Verdict
+	}{
+		"a day ahead":                    {entry.Entry{}, limit, entry.Lead},
+		"more than a day":                {entry.Entry{}, limit + 1, entry.Refused},
+		"as far as numbers go":           {entry.Entry{}, 1<<64 - 1, entry.Refused},
+		"ahead, but issued by the entry": {entry.Entry{Gen: limit + 5}, limit + 5, entry.Lead},
+		"ahead of what the entry issued": {entry.Entry{Gen: limit + 5}, limit + 6, entry.Refused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			next, v := rules.Begin(c.e, ask(ours, c.after), now)
+			require.Equal(t, c.want, v)
+			if v == entry.Refused {
+				assert.Equal(t, c.e, next)
+			}
+		})
+	}
+}
+
+func TestBeginFindsOnlyNewerAndLiveSessions(t *testing.T) {
+	e := loggedIn(t, entry.Entry{}, now)
+	gen := e.Session.Gen
+	for name, c := range map[string]struct {
+		after uint64
+		at    entry.Time
+		want  entry.Verdict
+	}{
+		"any will do":             {0, now, entry.Found},
+		"an older was rejected":   {gen - 1, now, entry.Found},
+		"this one was rejected":   {gen, now, entry.Lead},
+		"a newer was rejected":    {gen + 1, now, entry.Lead},
+		"the last instant":        {0, e.Session.Expires - 1, entry.Found},
+		"the instant it expires":  {0, e.Session.Expires, entry.Lead},
+		"rejected, long after it": {gen, e.Session.Expires.Add(time.Hour), entry.Lead},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, v := rules.Begin(e, ask(ours, c.after), c.at)
+			assert.Equal(t, c.want, v)
+		})
+	}
+}
+
+func TestBeginLeavesTheStoredSessionReadable(t *testing.T) {
+	e := loggedIn(t, entry.Entry{}, now)
+	next := begun(t, e, ours, now.Add(time.Minute))
+	assert.Equal(t, e.Session, next.Session)
+	assert.Equal(t, entry.Found, next.Look(0, now.Add(time.Minute)))
+}
+
+func TestBeginOvertakesADeadLeaderWhoStaysCounted(t *testing.T) {
+	dead := begun(t, entry.Entry{}, theirs, now)
+	_, v := rules.Begin(dead, ask(ours, 0), dead.Open.Lease-1)
+	require.Equal(t, entry.Busy, v)
+	next, v := rules.Begin(dead, ask(ours, 0), dead.Open.Lease)
+	require.Equal(t, entry.Lead, v)
+	assert.Greater(t, next.Open.Gen, dead.Open.Gen)
+	assert.EqualValues(t, 2, next.Attempts)
+	assert.Equal(t, dead.Window, next.Window, "the first attempt sets the window")
+	assert.Equal(t, dead.Born, next.Born)
+}
+
+func TestBeginKeepsTheEntryAsLongAsTheLease(t *testing.T) {
+	a := ask(ours, 0)
+	a.Lease = day
+	e, v := rules.Begin(entry.Entry{}, a, now)
+	require.Equal(t, entry.Lead, v)
+	assert.Equal(t, now.Add(day), e.Keep)
+}
+
+// Budget and window
+
+func TestThreeCrashedLeadersSuppressUntilTheWindowEnds(t *testing.T) {
+	e, at := entry.Entry{}, now
+	for i := range 3 {
+		var v entry.Verdict
+		e, v = rules.Begin(e, ask(nonce(byte(10+i)), 0), at)
+		require.Equal(t, entry.Lead, v)
+		at = at.Add(lease)
+	}
+	_, v := rules.Begin(e, ask(ours, 0), at)
+	require.Equal(t, entry.Suppressed, v)
+	assert.Equal(t, entry.Failure{Class: entry.Unknown, Until: now.Add(window)}, rules.Suppression(e, at))
+	assert.Equal(t, entry.Free, e.Look(0, at), "readers do not judge attempts")
+	over := e
+	over.Failure = entry.Failure{Class: entry.Deferred, Until: at}
+	assert.Equal(t, entry.Failure{Class: entry.Unknown, Until: now.Add(window)}, rules.Suppression(over, at), "of two reasons the one in force")
+
+	_, v = rules.Begin(e, ask(ours, 0), now.Add(window)-1)
+	require.Equal(t, entry.Suppressed, v)
+	next, v := rules.Begin(e, ask(ours, 0), now.Add(window))
+	require.Equal(t, entry.Lead, v)
+	assert.EqualValues(t, 1, next.Attempts)
+	assert.Equal(t, now.Add(2*window), next.Window)
+}
+
+func TestUnknownOutcomesSpendTheBudget(t *testing.T) {
+	e, at := entry.Entry{}, now
+	for range 3 {
+		e = failed(t, e, entry.Unknown, at)
+		at = e.Failure.Until
+	}
+	_, v := rules.Begin(e, ask(ours, 0), at)
+	assert.Equal(t, entry.Suppressed, v)
+}
+
+// An expired session stays in the entry, and had proved itself.
+func TestBudgetHoldsWhileAnExpiredSessionIsStillStored(t *testing.T) {
+	for name, crash := range map[string]bool{"unknown outcomes": false, "crashed leaders": true} {
+		t.Run(name, func(t *testing.T) {
+			e := loggedIn(t, entry.Entry{}, now)
+			at := e.Session.Expires
+			for i := range 3 {
+				n := nonce(byte(10 + i))
+				e = begun(t, e, n, at)
+				if !crash {
+					e = committed(t, e, n, entry.Result{Class: entry.Unknown}, at)
+				}
+				at = max(at.Add(lease), e.Failure.Until)
+			}
+			assert.EqualValues(t, 3, e.Attempts)
+			_, v := rules.Begin(e, ask(ours, 0), at)
+			assert.Equal(t, entry.Suppressed, v)
+		})
+	}
+}
+
+func TestSessionThatProvedItselfClearsWhatWasCounted(t *testing.T) {
+	counted := failed(t, entry.Entry{}, entry.Unknown, now)
+	counted.Young = 1
+	at := counted.Failure.Until
+	e := loggedIn(t, counted, at)
+	require.EqualValues(t, 1, e.Attempts, "not by its success alone")
+
+	early := begun(t, e, ours, at.Add(proving)-1)
+	assert.EqualValues(t, 2, early.Attempts)
+	assert.EqualValues(t, 1, early.Young)
+	proven := begun(t, e, ours, at.Add(proving))
+	assert.EqualValues(t, 1, proven.Attempts)
+	assert.Zero(t, proven.Young)
+}
+
+func TestSessionThatProvesItselfDuringARenewalClearsThenToo(t *testing.T) {
+	e := loggedIn(t, entry.Entry{Young: 1}, now)
+	e = begun(t, e, ours, e.Proven-1)
+	require.EqualValues(t, 1, e.Young)
+	for _, res := range []entry.Result{session(now), {Class: entry.Unknown}} {
+		assert.Zero(t, committed(t, e, ours, res, e.Proven).Young)
+	}
+}
+
+func TestSessionIsProvenAfterAQuarterOfAShortLife(t *testing.T) {
+	e := begun(t, entry.Entry{}, ours, now)
+	e = committed(t, e, ours, entry.Result{Session: entry.Session{Expires: now.Add(40 * time.Second)}}, now)
+	assert.Equal(t, now.Add(10*time.Second), e.Proven)
+	long := loggedIn(t, entry.Entry{}, now)
+	assert.Equal(t, now.Add(proving), long.Proven)
+}
+
+// Renew
+
+func TestRenewExtendsItsOwnAttemptOnly(t *testing.T) {
+	open := begun(t, entry.Entry{}, ours, now)
+	gen, later := open.Open.Gen, now.Add(time.Second)
+	cleared, _ := entry.Clear(open, now)
+	overtaken := begun(t, open, theirs, open.Open.Lease)
+	for name, c := range map[string]struct {
+		e    entry.Entry
+		gen  uint64
+		n    entry.Nonce
+		want entry.Time
+	}{
+		"ours":                 {open, gen, ours, later.Add(lease)},
+		"another nonce":        {open, gen, theirs, open.Open.Lease},
+		"another generation":   {open, gen + 1, ours, open.Open.Lease},
+		"after a logout":       {cleared, gen, ours, 0},
+		"overtaken":            {overtaken, gen, ours, overtaken.Open.Lease},
+		"nothing open":         {entry.Entry{}, 0, entry.Nonce{}, 0},
+		"generation 0 is none": {open, 0, ours, open.Open.Lease},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want := c.e
+			want.Open.Lease = c.want
+			assert.Equal(t, want, entry.Renew(c.e, c.gen, c.n, lease, later))
+		})
+	}
+}
+
+func TestRenewNeverShortensALease(t *testing.T) {
+	open := begun(t, entry.Entry{}, ours, now)
+	assert.Equal(t, open, entry.Renew(open, open.Open.Gen, ours, time.Millisecond, now))
+}
+
+func TestRenewKeepsTheEntryAsLongAsTheLease(t *testing.T) {
+	open := begun(t, entry.Entry{}, ours, now)
+	long := entry.Renew(open, open.Open.Gen, ours, window+time.Hour, now)
+	assert.Equal(t, now.Add(window+time.Hour), long.Keep)
+}
+
+// Commit
+
+func TestCommitOfASessionReplacesTheStoredOneAndReturnsIt(t *testing.T) {
+	old := loggedIn(t, entry.Entry{}, now)
+	at := now.Add(10 * time.Second)
+	old.Failure = entry.Failure{Class: entry.Unknown, Until: now, Streak: 4}
+	open := begun(t, old, ours, at)
+	e, displaced, v := rules.Commit(open, open.Open.Gen, ours, session(at), at)
+	require.Equal(t, entry.Stored, v)
+	assert.Equal(t, old.Session, displaced)
+	assert.Equal(t, open.Open.Gen, e.Session.Gen)
+	assert.Equal(t, "secret", e.Session.Record)
+	assert.Equal(t, entry.Attempt{}, e.Open)
+	assert.Equal(t, entry.Closed{Gen: open.Open.Gen, Nonce: ours}, e.Done)
+	assert.Equal(t, entry.Failure{}, e.Failure)
+	assert.Equal(t, at.Add(proving), e.Proven)
+	assert.Equal(t, open.Attempts-1, e.Attempts, "a login that succeeded is given back")
+	assert.Equal(t, open.Gen, e.Gen)
+}
+
+func TestCommitGivesASessionItsOwnGeneration(t *testing.T) {
+	open := begun(t, entry.Entry{}, ours, now)
+	res := session(now)
+	res.Session.Gen = 7
+	assert.Equal(t, open.Open.Gen, committed(t, open, ours, res, now).Session.Gen)
+}
+
+func TestCommitAfterTheLeaseStillOwnsWhatNobodyTook(t *testing.T) {
+	open := begun(t, entry.Entry{}, ours, now)
+	_, _, v := rules.Commit(open, open.Open.Gen, ours, session(now), now.Add(time.Minute))
+	assert.Equal(t, entry.Stored, v)
+}
+
+func TestCommitOfAFailureNeitherRemovesNorRestoresASession(t *testing.T) {
+	stored := loggedIn(t, entry.Entry{}, now)
+	at := now.Add(time.Minute)
+	open := begun(t, stored, ours, at)
+	invalidated := rules.Invalidate(open, stored.Session.Gen, at)
+	for _, class := range []entry.Class{entry.Denied, entry.Deferred, entry.Unknown, entry.NotSent} {
+		e, displaced, v := rules.Commit(open, open.Open.Gen, ours, entry.Result{Class: class}, at)
+		require.Equal(t, entry.Stored, v)
+		assert.Equal(t, stored.Session, e.Session)
+		assert.Zero(t, displaced)
+		assert.Equal(t, entry.Attempt{}, e.Open)
+		assert.Equal(t, entry.Closed{Gen: open.Open.Gen, Nonce: ours}, e.Done)
+
+		e, _, v = rules.Commit(invalidated, open.Open.Gen, ours, entry.Result{Class: class}, at)
+		require.Equal(t, entry.Stored, v)
+		assert.Zero(t, e.Session)
+	}
+}
+
+func TestCommitOfAFailureSuppressesByItsClass(t *testing.T) {
+	at := now.Add(time.Minute)
+	for name, c := range map[string]struct {
+		res      entry.Result
+		want     entry.Failure
+		attempts uint32
+	}{
+		"denied":                     {entry.Result{Class: entry.Denied}, entry.Failure{Class: entry.Denied, Until: at.Add(window), Streak: 2}, 2},
+		"unknown":                    {entry.Result{Class: entry.Unknown}, entry.Failure{Class: entry.Unknown, Until: at.Add(time.Second), Streak: 3}, 2},
+		"deferred":                   {entry.Result{Class: entry.Deferred}, entry.Failure{Class: entry.Deferred, Until: at.Add(time.Second), Streak: 3}, 1},
+		"deferred, told to wait":     {entry.Result{Class: entry.Deferred, Wait: time.Minute}, entry.Failure{Class: entry.Deferred, Until: at.Add(time.Minute), Streak: 3}, 1},
+		"deferred, told too little":  {entry.Result{Class: entry.Deferred, Wait: time.Millisecond}, entry.Failure{Class: entry.Deferred, Until: at.Add(time.Second), Streak: 3}, 1},
+		"deferred, told for a week":  {entry.Result{Class: entry.Deferred, Wait: 7 * day}, entry.Failure{Class: entry.Deferred, Until: at.Add(window), Streak: 3}, 1},
+		"unknown cannot ask to wait": {entry.Result{Class: entry.Unknown, Wait: time.Minute}, entry.Failure{Class: entry.Unknown, Until: at.Add(time.Second), Streak: 3}, 2},
+		"not sent":                   {entry.Result{Class: entry.NotSent}, entry.Failure{Class: entry.Unknown, Until: now, Streak: 2}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := entry.Entry{Attempts: 1, Window: now.Add(window), Failure: entry.Failure{Class: entry.Unknown, Until: now, Streak: 2}}
+			e := committed(t, begun(t, before, ours, at), ours, c.res, at)
+			assert.Equal(t, c.want, e.Failure)
+			assert.Equal(t, c.attempts, e.Attempts)
+			assert.GreaterOrEqual(t, e.Keep, e.Failure.Until)
+			if c.res.Class != entry.NotSent {
+				assert.Equal(t, entry.Suppressed, e.Look(0, e.Failure.Until-1))
+				assert.Equal(t, c.want, rules.Suppression(e, e.Failure.Until-1))
+			}
+			assert.Equal(t, entry.Free, e.Look(0, e.Failure.Until))
+		})
+	}
+}
+
+func TestCommitRepeatedIsStoredAndWritesNothing(t *testing.T) {
+	open := begun(t, entry.Entry{}, ours, now)
+	gen := open.Open.Gen
+	stored := committed(t, open, ours, session(now), now)
+	rejected := rules.Invalidate(stored, gen, now)
+	refreshing := begun(t, stored, theirs, now)
+	refreshFailed := committed(t, refreshing, theirs, entry.Result{Class: entry.Unknown}, now)
+	for name, e := range map[string]entry.Entry{
+		"still stored":                  stored,
+		"invalidated meanwhile":         rejected,
+		"another is being made":         refreshing,
+		"another was tried and failed":  refreshFailed,
+		"a failure of ours":             committed(t, open, ours, entry.Result{Class: entry.Denied}, now),
+		"given up by us":                committed(t, open, ours, entry.Result{Class: entry.NotSent}, now),
+		"invalidated, another is being": begun(t, rejected, theirs, now),
+	} {
+		t.Run(name, func(t *testing.T) {
+			next, displaced, v := rules.Commit(e, gen, ours, session(now), now)
+			assert.Equal(t, entry.Stored, v)
+			assert.Equal(t, e, next)
+			assert.Zero(t, displaced)
+		})
+	}
+}
+
+func TestCommitThatCameTooLateWritesNothing(t *testing.T) {
+	open := begun(t, entry.Entry{}, ours, now)
+	gen := open.Open.Gen
+	overtaken := begun(t, open, theirs, open.Open.Lease)
+	cleared, _ := entry.Clear(open, now)
+	sameNumber := open // a lost entry and a clock set back issue a number twice
+	sameNumber.Open.Nonce = theirs
+	for name, c := range map[string]struct {
+		e   entry.Entry
+		gen uint64
+	}{
+		"no entry":                          {entry.Entry{}, gen},
+		"no generation":                     {entry.Entry{}, 0},
+		"no generation, another open":       {overtaken, 0},
+		"no generation, nothing open":       {committed(t, open, ours, session(now), now), 0},
+		"overtaken":                         {overtaken, gen},
+		"overtaken and stored":              {committed(t, overtaken, theirs, session(now), now), gen},
+		"overtaken and failed":              {committed(t, overtaken, theirs, entry.Result{Class: entry.Denied}, now), gen},
+		"logged out":                        {cleared, gen},
+		"closed by Invalidate":              {rules.Invalidate(open, gen, now), gen},
+		"our number, another's attempt":     {sameNumber, gen},
+		"our number, another's session":     {committed(t, sameNumber, theirs, session(now), now), gen},
+		"our number, closed by another":     {committed(t, sameNumber, theirs, entry.Result{Class: entry.Unknown}, now), gen},
+		"our nonce under a number not ours": {open, gen + 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			next, displaced, v := rules.Commit(c.e, c.gen, ours, session(now), now)
+			assert.Equal(t, entry.Stale, v)
+			assert.Equal(t, c.e, next)
+			assert.Zero(t, displaced)
+		})
+	}
+}
+
+func TestCommitOfNothingByNobodyIsStale(t *testing.T) {
+	for _, e := range []entry.Entry{{}, begun(t, entry.Entry{}, ours, now)} {
+		next, _, v := rules.Commit(e, 0, entry.Nonce{}, session(now), now)
+		assert.Equal(t, entry.Stale, v)
+		assert.Equal(t, e, next)
+	}
+}
+
+func TestGivingBackNeverGoesBelowNothing(t *testing.T) {
+	open := entry.Unsuppress(begun(t, entry.Entry{}, ours, now))
+	for _, res := range []entry.Result{session(now), {Class: entry.NotSent}, {Class: entry.Deferred}} {
+		assert.Zero(t, committed(t, open, ours, res, now).Attempts)
+	}
+}
+
+// Back-offs
+
+func TestBackoffDoublesFromMinToMax(t *testing.T) {
+	b := entry.Backoff{Min: 250 * time.Millisecond, Max: 30 * time.Second}
+	var got []time.Duration
+	for n := range 9 {
+		got = append(got, b.Delay(n))
+	}
+	ms := time.Millisecond
+	assert.Equal(t, []time.Duration{250 * ms, 500 * ms, 1000 * ms, 2000 * ms, 4000 * ms, 8000 * ms, 16000 * ms, 30000 * ms, 30000 * ms}, got)
+	assert.Equal(t, b.Min, b.Delay(-1))
+	assert.Equal(t, b.Max, b.Delay(1<<62))
+	assert.Equal(t, time.Second, entry.Backoff{Min: time.Minute, Max: time.Second}.Delay(0))
+	assert.Zero(t, entry.Backoff{}.Delay(1<<20), "the zero value never waits")
+}
+
+func TestDeferredLoginsBackOffForAsLongAsTheOutageAndAreNotCounted(t *testing.T) {
+	e, at := entry.Entry{}, now
+	var waits []time.Duration
+	for range 400 {
+		e = failed(t, e, entry.Deferred, at)
+		waits = append(waits, e.Failure.Until.Sub(at))
+		at = e.Failure.Until
+		require.Zero(t, e.Attempts)
+	}
+	ms := time.Millisecond
+	assert.Equal(t, []time.Duration{250 * ms, 500 * ms, 1000 * ms, 2000 * ms, 4000 * ms, 8000 * ms, 16000 * ms, 30000 * ms, 30000 * ms}, waits[:9])
+	for _, w := range waits[9:] {
+		require.Equal(t, 30*time.Second, w)
+	}
+	e = loggedIn(t, e, at)
+	assert.Equal(t, 250*time.Millisecond, failed(t, e, entry.Deferred, at).Failure.Until.Sub(at), "a success begins anew")
+}
+
+// rejectedAtOnce logs in as often as the rules allow until end, and has every
+// session rejected the instant it is stored.
+func rejectedAtOnce(t *testing.T, until time.Duration) (logins []time.Duration) {
+	t.Helper()
+	e, at := entry.Entry{}, now
+	for at < now.Add(until) {
+		next, v := rules.Begin(e, ask(ours, e.Session.Gen), at)
+		if v == entry.Suppressed {
+			at = rules.Suppression(e, at).Until
+			continue
+		}
+		require.Equal(t, entry.Lead, v)
+		logins = append(logins, at.Sub(now))
+		e = committed(t, next, ours, session(at), at)
+		e = rules.Invalidate(e, e.Session.Gen, at)
+	}
+	return logins
+}
+
+func TestUpstreamThatRefusesEveryFreshSessionGetsALoginEvery30Seconds(t *testing.T) {
+	s := time.Second
+	minute := rejectedAtOnce(t, time.Minute)
+	assert.Equal(t, []time.Duration{0, 0, 1 * s, 3 * s, 7 * s, 15 * s, 31 * s}, minute)
+	assert.LessOrEqual(t, len(minute), 8)
+	assert.Len(t, rejectedAtOnce(t, time.Hour), 7+118, "then one every 30 s, never suppressed for a window")
+}
+
+// Invalidate
+
+func TestInvalidateRemovesTheGenerationItNamesAndNoOther(t *testing.T) {
+	stored := loggedIn(t, entry.Entry{}, now)
+	at := now.Add(time.Minute)
+	renewing := begun(t, stored, ours, at)
+	g1, g2 := stored.Session.Gen, renewing.Open.Gen
+	for name, c := range map[string]struct {
+		e             entry.Entry
+		gen           uint64
+		session, open uint64
+	}{
+		"stored":                          {stored, g1, 0, 0},
+		"stored, the next one goes on":    {renewing, g1, 0, g2},
+		"open, the stored one stays":      {renewing, g2, g1, 0},
+		"neither":                         {renewing, g1 - 1, g1, g2},
+		"newer than anything":             {renewing, g2 + 1, g1, g2},
+		"0 is no generation":              {renewing, 0, g1, g2},
+		"0 is no open attempt":            {stored, 0, g1, 0},
+		"0 is no generation on a new key": {entry.Entry{}, 0, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			next := rules.Invalidate(c.e, c.gen, at)
+			assert.Equal(t, c.session, next.Session.Gen)
+			assert.Equal(t, c.open, next.Open.Gen)
+			assert.Equal(t, c.e.Gen, next.Gen)
+			if c.session == c.e.Session.Gen && c.open == c.e.Open.Gen {
+				assert.Equal(t, c.e, next)
+			}
+			assert.Equal(t, next, rules.Invalidate(next, c.gen, at), "a second one changes nothing")
+		})
+	}
+}
+
+func TestInvalidateOfWhatIsOpenMakesItsCommitStale(t *testing.T) {
+	open := begun(t, entry.Entry{}, ours, now)
+	e := rules.Invalidate(open, open.Open.Gen, now)
+	assert.Equal(t, open.Attempts, e.Attempts, "still counted")
+	assert.Zero(t, e.Young)
+	_, _, v := rules.Commit(e, open.Open.Gen, ours, session(now), now)
+	assert.Equal(t, entry.Stale, v)
+}
+
+func TestInvalidateCountsYoungSessionsOnly(t *testing.T) {
+	e := loggedIn(t, entry.Entry{Young: 3}, now)
+	young := rules.Invalidate(e, e.Session.Gen, e.Proven-1)
+	assert.EqualValues(t, 4, young.Young)
+	assert.Zero(t, young.Proven)
+	proven := rules.Invalidate(e, e.Session.Gen, e.Proven)
+	assert.Zero(t, proven.Young)
+	assert.Zero(t, proven.Failure)
+
+	settled := begun(t, e, ours, e.Proven) // acted on the proof; the same session is rejected later
+	assert.Zero(t, rules.Invalidate(settled, e.Session.Gen, e.Proven.Add(time.Second)).Young)
+}
+
+func TestFirstRepairIsImmediateAndTheSecondWaits(t *testing.T) {
+	e := loggedIn(t, entry.Entry{}, now)
+	e = rules.Invalidate(e, e.Session.Gen, now)
+	require.Zero(t, e.Failure)
+	e = loggedIn(t, e, now)
+	e = rules.Invalidate(e, e.Session.Gen, now)
+	assert.Equal(t, entry.Failure{Class: entry.Rejected, Until: now.Add(time.Second)}, e.Failure)
+	assert.Equal(t, entry.Suppressed, e.Look(0, now))
+	assert.GreaterOrEqual(t, e.Keep, e.Failure.Until)
+}
+
+func TestInvalidateKeepsTheEntryAsLongAsItsBackoff(t *testing.T) {
+	short := rules
+	short.Window = time.Second
+	e := entry.Entry{Gen: 5, Session: entry.Session{Gen: 5, Expires: now + 2}, Proven: now + 1, Keep: now + 2, Young: 9}
+	e = short.Invalidate(e, 5, now)
+	require.Equal(t, now.Add(30*time.Second), e.Failure.Until)
+	assert.Equal(t, e.Failure.Until, e.Keep)
+}
+
+func TestInvalidateNeverShortensASuppression(t *testing.T) {
+	e := loggedIn(t, entry.Entry{Young: 1}, now)
+	denied := entry.Failure{Class: entry.Denied, Until: now.Add(window), Streak: 2}
+	e.Failure = denied
+	assert.Equal(t, denied, rules.Invalidate(e, e.Session.Gen, now).Failure)
+	e.Failure = entry.Failure{Class: entry.Deferred, Until: now + 1, Streak: 2}
+	assert.Equal(t, entry.Failure{Class: entry.Rejected, Until: now.Add(time.Second), Streak: 2},
+		rules.Invalidate(e, e.Session.Gen, now).Failure, "and keeps the streak")
+}
+
+// Clear, Unsuppress, Touch
+
+func TestClearEndsSessionAndAttemptAndKeepsCounts(t *testing.T) {
+	e := begun(t, loggedIn(t, entry.Entry{}, now), ours, now)
+	e.Failure, e.Young = entry.Failure{Class: entry.Unknown, Until: now, Streak: 3}, 2
+	next, removed := entry.Clear(e, now)
+	assert.Equal(t, e.Session, removed)
+	want := e
+	want.Gen, want.Open, want.Session, want.Proven = e.Gen+1, entry.Attempt{}, entry.Session{}, 0
+	assert.Equal(t, want, next)
+	_, _, v := rules.Commit(next, e.Open.Gen, ours, session(now), now)
+	assert.Equal(t, entry.Stale, v, "the login in flight")
+
+	later, _ := entry.Clear(e, now.Add(time.Hour))
+	assert.EqualValues(t, now.Add(time.Hour), later.Gen, "numbers come from the time")
+}
+
+func TestClearBumpsTheGenerationThoughNothingIsStored(t *testing.T) {
+	e := failed(t, entry.Entry{}, entry.Unknown, now)
+	next, removed := entry.Clear(e, now)
+	assert.Zero(t, removed)
+	assert.Equal(t, e.Gen+1, next.Gen)
+}
+
+func TestClearLeavesNoEntryBehind(t *testing.T) {
+	next, removed := entry.Clear(entry.Entry{}, now)
+	assert.Zero(t, next)
+	assert.Zero(t, removed)
+}
+
+func TestClearLetsAProvenSessionClearTheCounts(t *testing.T) {
+	e := loggedIn(t, entry.Entry{Attempts: 2, Window: now.Add(day), Young: 1}, now)
+	next, _ := entry.Clear(e, e.Proven)
+	assert.Zero(t, next.Attempts)
+	assert.Zero(t, next.Young)
+}
+
+func TestUnsuppressForgetsFailuresAndCountsOnly(t *testing.T) {
+	e := begun(t, loggedIn(t, entry.Entry{}, now), ours, now)
+	e.Failure, e.Young = entry.Failure{Class: entry.Denied, Until: now.Add(window), Streak: 3}, 5
+	want := e
+	want.Attempts, want.Window, want.Failure, want.Young = 0, 0, entry.Failure{}, 0
+	assert.Equal(t, want, entry.Unsuppress(e))
+	assert.Zero(t, entry.Unsuppress(entry.Entry{}))
+}
+
+func TestUnsuppressedKeyLogsInAgain(t *testing.T) {
+	e := failed(t, entry.Entry{}, entry.Denied, now)
+	_, v := rules.Begin(e, ask(ours, 0), now)
+	require.Equal(t, entry.Suppressed, v)
+	next, v := rules.Begin(entry.Unsuppress(e), ask(ours, 0), now)
+	require.Equal(t, entry.Lead, v)
+	assert.EqualValues(t, 1, next.Attempts)
+	assert.Equal(t, now.Add(window), next.Window)
+}
+
+func TestTouchExtendsTheNamedSessionUpToItsEnd(t *testing.T) {
+	e := loggedIn(t, entry.Entry{}, now)
+	bounded := e
+	bounded.Session.End = now.Add(life + time.Minute)
+	gen := e.Session.Gen
+	for name, c := range map[string]struct {
+		e    entry.Entry
+		gen  uint64
+		ttl  time.Duration
+		want entry.Time
+	}{
+		"extends":            {e, gen, time.Hour, now.Add(time.Hour)},
+		"never backwards":    {e, gen, time.Minute, now.Add(life)},
+		"up to the end":      {bounded, gen, time.Hour, now.Add(life + time.Minute)},
+		"below the end":      {bounded, gen, life + time.Second, now.Add(life + time.Second)},
+		"another generation": {e, gen + 1, time.Hour, now.Add(life)},
+		"no generation":      {entry.Entry{}, 0, time.Hour, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want := c.e
+			want.Session.Expires = c.want
+			want.Keep = max(c.e.Keep, c.want)
+			assert.Equal(t, want, entry.Touch(c.e, c.gen, c.ttl, now))
+		})
+	}
+}
+
+// Readers
+
+func TestLookAnswersSessionThenFailureThenFree(t *testing.T) {
+	stored := loggedIn(t, entry.Entry{}, now)
+	both := stored
+	both.Failure = entry.Failure{Class: entry.Denied, Until: now.Add(window)}
+	for name, c := range map[string]struct {
+		e     entry.Entry
+		after uint64
+		at    entry.Time
+		want  entry.Verdict
+	}{
+		"nothing":                        {entry.Entry{}, 0, now, entry.Free},
+		"a session":                      {stored, 0, now, entry.Found},
+		"a session, though logins fail":  {both, 0, now, entry.Found},
+		"rejected, and logins fail":      {both, both.Session.Gen, now, entry.Suppressed},
+		"the failure's last instant":     {both, both.Session.Gen, now.Add(window) - 1, entry.Suppressed},
+		"the failure is over":            {both, both.Session.Gen, now.Add(window), entry.Free},
+		"expired":                        {stored, 0, stored.Session.Expires, entry.Free},
+		"an open attempt says nothing":   {begun(t, entry.Entry{}, ours, now), 0, now, entry.Free},
+		"what was rejected came back":    {stored, stored.Session.Gen + 5, now, entry.Free},
+		"a spent budget is not its task": {entry.Entry{Attempts: 9, Window: now.Add(day)}, 0, now, entry.Free},
+	} {
+		t.Run(name, func(t *testing.T) { assert.Equal(t, c.want, c.e.Look(c.after, c.at)) })
+	}
+}
+
+func TestAttemptIsAliveUnderItsLeaseOnly(t *testing.T) {
+	e := begun(t, entry.Entry{}, ours, now)
+	assert.True(t, e.Alive(e.Open.Lease-1))
+	assert.False(t, e.Alive(e.Open.Lease))
+	assert.False(t, entry.Entry{Open: entry.Attempt{Lease: now + 1}}.Alive(now), "none is open")
+}
+
+// Life of an entry
+
+func TestEntryIsKeptUntilTheLastThingInItIsOverAndAMinute(t *testing.T) {
+	e := begun(t, entry.Entry{}, ours, now)
+	require.Equal(t, window+time.Minute, e.TTL(now))
+	res := session(now)
+	res.Session.Expires, res.Session.End = now.Add(2*window), now.Add(3*window)
+	e = committed(t, e, ours, res, now)
+	require.Equal(t, 3*window+time.Minute, e.TTL(now))
+	assert.Equal(t, 2*window+time.Minute, e.TTL(now.Add(window)))
+	assert.Equal(t, time.Minute, e.TTL(now.Add(day)), "never less")
+	res.Session.End = 0
+	assert.Equal(t, 2*window+time.Minute, committed(t, begun(t, entry.Entry{}, ours, now), ours, res, now).TTL(now))
+}
+
+func TestNothingShortensTheLifeOfAnEntry(t *testing.T) {
+	res := session(now)
+	res.Session.Expires = now.Add(day)
+	e := committed(t, begun(t, entry.Entry{}, ours, now), ours, res, now)
+	gen := e.Session.Gen
+	open := begun(t, e, ours, now)
+	cleared, _ := entry.Clear(e, now)
+	for name, next := range map[string]entry.Entry{
+		"invalidate": rules.Invalidate(e, gen, now),
+		"clear":      cleared,
+		"unsuppress": entry.Unsuppress(e),
+		"touch":      entry.Touch(e, gen, time.Second, now),
+		"begin":      open,
+		"renew":      entry.Renew(open, open.Open.Gen, ours, lease, now.Add(time.Second)),
+		"session":    committed(t, open, ours, session(now), now),
+		"denied":     committed(t, open, ours, entry.Result{Class: entry.Denied}, now),
+		"deferred":   committed(t, open, ours, entry.Result{Class: entry.Deferred}, now),
+		"not sent":   committed(t, open, ours, entry.Result{Class: entry.NotSent}, now),
+	} {
+		t.Run(name, func(t *testing.T) { assert.Equal(t, e.Keep, next.Keep) })
+	}
+}
+
+func TestBornIsSetOnceAndSurvives(t *testing.T) {
+	e := loggedIn(t, entry.Entry{}, now)
+	e = rules.Invalidate(e, e.Session.Gen, now)
+	e = loggedIn(t, e, now.Add(time.Hour))
+	assert.Equal(t, now, e.Born)
+}
+
+func TestRulesLeaveTheStampToTheWriter(t *testing.T) {
+	e := loggedIn(t, entry.Entry{Stamp: nonce(9)}, now)
+	cleared, _ := entry.Clear(e, now)
+	for _, next := range []entry.Entry{e, begun(t, e, ours, now), rules.Invalidate(e, e.Session.Gen, now), cleared, entry.Unsuppress(e)} {
+		assert.Equal(t, nonce(9), next.Stamp)
+	}
+}
+
+// Small things
+
+func TestTimeCountsMicroseconds(t *testing.T) {
+	assert.Equal(t, now+1_500_000, now.Add(1500*time.Millisecond))
+	assert.Equal(t, now+1, now.Add(1999*time.Nanosecond))
+	assert.Equal(t, 2*time.Second, now.Add(2*time.Second).Sub(now))
+}
+
+func TestNewNonceNeverRepeats(t *testing.T) {
+	seen := map[entry.Nonce]bool{{}: true}
+	for range 1000 {
+		n := entry.NewNonce()
+		require.False(t, seen[n])
+		seen[n] = true
+	}
+}

@@ -429,8 +429,10 @@ func (h *Handle) Do(ctx context.Context, fn func(context.Context, Session) error
 func (c *Client) wait(ctx context.Context, l *local, no rejection) (Session, error) {
 	start := time.Now()
 	for {
-		if s, ok := l.hit(); ok && no.allows(s) {
-			return s, nil
+		if n := l.copy.Load(); n != nil && no.allows(n.session) {
+			l.hits.Add(1)
+			c.nearHit(ctx, l)
+			return n.session, nil
 		}
 		a, mine, err := c.join(ctx, l, no)
 		if err != nil {

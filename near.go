@@ -254,24 +254,20 @@ func (l *local) lookAgain() {
 	l.c.looks.add(l)
 }
 
-// look looks at the entry once. Another that is wanted by then follows after a
-// gap, so that wake-ups, forged ones too, cost one look per key and gap.
+// look looks at the entry once and then rests for a gap, so that wake-ups, forged
+// ones too, cost one look per key and gap.
 func (l *local) look() {
 	if n := l.copy.Load(); n != nil {
 		l.lookAt(l.c.base, n)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.looking = false
-	if l.again && !l.gone {
-		l.looking = true
-		time.AfterFunc(lookGap, func() {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			l.looking = false
+	time.AfterFunc(lookGap, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.looking = false
+		if l.again {
 			l.lookAgain()
-		})
-	}
+		}
+	})
 }
 
 // looks are the near copies waiting to be compared with the store. Few at a

@@ -213,13 +213,13 @@ func startFleet(ctx context.Context, p place) (f fleet, err error) {
 	return f, nil
 }
 
-func (f fleet) order(word string) error {
+func (f fleet) order(word string) (err error) {
 	for _, p := range f {
-		if _, err := fmt.Fprintln(p.orders, word); err != nil {
-			return fmt.Errorf("order to worker %d: %w", p.cmd.Process.Pid, err)
+		if _, e := fmt.Fprintln(p.orders, word); e != nil {
+			err = errors.Join(err, fmt.Errorf("order to worker %d: %w", p.cmd.Process.Pid, e))
 		}
 	}
-	return nil
+	return err
 }
 
 // collect waits for the report of each worker and adds them up.

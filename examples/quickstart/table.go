@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -45,10 +46,7 @@ func startFleet(ctx context.Context, p place) (fleet, error) {
 		cmd.Stderr = os.Stderr
 		stdin, err1 := cmd.StdinPipe()
 		stdout, err2 := cmd.StdoutPipe()
-		if err1 != nil || err2 != nil {
-			return f, fmt.Errorf("pipes of a worker: %w, %w", err1, err2)
-		}
-		if err := cmd.Start(); err != nil {
+		if err := errors.Join(err1, err2, cmd.Start()); err != nil {
 			return f, err
 		}
 		proc := &process{cmd: cmd, stdin: stdin, orders: json.NewEncoder(stdin)}
@@ -92,13 +90,13 @@ func (f fleet) stop() {
 	}
 }
 
-func (f fleet) order(o order) error {
+func (f fleet) order(o order) (err error) {
 	for _, p := range f {
-		if err := p.orders.Encode(o); err != nil {
-			return fmt.Errorf("order to worker %d: %w", p.cmd.Process.Pid, err)
+		if e := p.orders.Encode(o); e != nil {
+			err = errors.Join(err, fmt.Errorf("order to worker %d: %w", p.cmd.Process.Pid, e))
 		}
 	}
-	return nil
+	return err
 }
 
 // await waits until all processes have finished act, and returns their sum.

@@ -1,6 +1,7 @@
 package entry_test
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -560,7 +561,7 @@ func TestBackoffDoublesFromMinToMax(t *testing.T) {
 	ms := time.Millisecond
 	assert.Equal(t, []time.Duration{250 * ms, 500 * ms, 1000 * ms, 2000 * ms, 4000 * ms, 8000 * ms, 16000 * ms, 30000 * ms, 30000 * ms}, got)
 	assert.Equal(t, b.Min, b.Delay(-1))
-	assert.Equal(t, b.Max, b.Delay(1<<62))
+	assert.Equal(t, b.Max, b.Delay(math.MaxInt))
 	assert.Equal(t, time.Second, entry.Backoff{Min: time.Minute, Max: time.Second}.Delay(0))
 	assert.Zero(t, entry.Backoff{}.Delay(1<<20), "the zero value never waits")
 }

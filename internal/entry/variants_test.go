@@ -120,6 +120,14 @@ func TestModelFindsC5BeginThatDoesNotKnowItsNonce(t *testing.T) {
 	)
 }
 
+func TestModelFindsC5BeginThatWaitsForItself(t *testing.T) {
+	find(
+		t, "waits for its own attempt",
+		scenario{procs: procs{{doer}, {doer}}, faults: counts{replyLost: 1}},
+		weak{begin: weakBegin(func(e *entry.Entry, _ entry.Ask) { e.Open.Nonce = entry.Nonce{} })},
+	)
+}
+
 // counting numbers generations by a counter in the entry.
 func counting(r entry.Rules, e entry.Entry, a entry.Ask, now entry.Time) (entry.Entry, entry.Verdict) {
 	next, v := r.Begin(e, a, now)
@@ -364,8 +372,8 @@ func TestModelFindsReplayByNumberAlone(t *testing.T) {
 
 func TestModelFindsHeartbeatThatBegins(t *testing.T) {
 	find(
-		t, "waits for its own attempt",
-		scenario{procs: procs{{doer}, {leaver}}, renew: true},
+		t, "a heartbeat opened generation",
+		scenario{procs: procs{{doer}, {leaver}}, heartbeats: true},
 		weak{renew: func(r entry.Rules, e entry.Entry, _ uint64, a entry.Ask, now entry.Time) entry.Entry {
 			next, _ := r.Begin(e, a, now)
 			return next

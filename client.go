@@ -210,7 +210,7 @@ func (c *Client) Invalidate(ctx context.Context, s Session) error {
 	l.reject(s.Generation())
 	l.mu.Unlock()
 	return c.operate(ctx, l, func(ctx context.Context) error {
-		_, err := c.store.invalidate(ctx, s.meta.name, s.Generation())
+		_, err := c.store.invalidate(ctx, s.inside().name, s.Generation())
 		return err
 	})
 }
@@ -227,13 +227,14 @@ func (c *Client) Logout(ctx context.Context, key string) error {
 	l := c.near.LoadOrNew(key)
 	return c.operate(ctx, l, func(ctx context.Context) error {
 		p, removed, err := c.clear(ctx, l)
-		if err != nil {
-			return err
-		}
-		if s, ok := c.open(ctx, p, removed); ok {
+		s, ok := c.open(ctx, p, removed)
+		switch {
+		case err != nil && ok: // it may have been removed all the same
+			c.endIfUnstored(p, s)
+		case ok:
 			return c.logOut(ctx, s)
 		}
-		return nil
+		return err
 	})
 }
 
@@ -320,8 +321,11 @@ func (c *Client) Close(ctx context.Context) error {
 	}
 	ended := make(chan struct{})
 	go func() {
+		defer close(ended)
+		if c.hub != nil {
+			c.hub() // whoever still runs polls
+		}
 		c.running.Wait()
-		close(ended)
 	}()
 	var err error
 	select {
@@ -330,9 +334,6 @@ func (c *Client) Close(ctx context.Context) error {
 		err = fmt.Errorf("sessionlock: close: %w", ctx.Err())
 	}
 	c.end()
-	if c.hub != nil {
-		c.hub()
-	}
 	return err
 }
 
@@ -697,6 +698,7 @@ func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, w *wai
 // session, which nobody will ever use, is ended.
 func (c *Client) overtaken(ctx context.Context, l *local, a *attempt, p place, w *waiting, after uint64, own Session, seen snapshot) (Session, error) {
 	c.emit(ctx, Event{Kind: EventStale, KeyID: l.id, Generation: a.lease.gen, Err: ErrStale})
+	nonce := a.lease.nonce
 	c.store.unlock(ctx, a.lease)
 	a.lease = nil
 	for {
@@ -709,7 +711,7 @@ func (c *Client) overtaken(ctx context.Context, l *local, a *attempt, p place, w
 		case verdict == entry.Suppressed:
 			c.endOrphan(l, own, stored)
 			return Session{}, c.suppressed(ctx, l, e)
-		case !e.Alive(now):
+		case !e.Alive(now), e.Open.Nonce == nonce: // nobody to wait for
 			c.endOrphan(l, own, stored)
 			return Session{}, fmt.Errorf("%w: session %s", ErrStale, l.id)
 		}

@@ -9,16 +9,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/sessionlock/sessionlock"
+	"github.com/sessionlock/sessionlock/internal/redistest"
 )
 
 const acme = "https://api.acme.test"
@@ -79,6 +84,13 @@ func (u *upstream) Logout(_ context.Context, s sessionlock.Session) error {
 	u.out = append(u.out, s)
 	u.outAt = append(u.outAt, time.Now())
 	return u.refuse
+}
+
+// fails sets what a logout answers from now on.
+func (u *upstream) fails(err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.refuse = err
 }
 
 func (u *upstream) logins() int {
@@ -388,6 +400,38 @@ func (h *memoryLock) Unlock(context.Context) error {
 		delete(h.in.held, h.name)
 	}
 	return nil
+}
+
+// bubbleRedis is redistest.Bubble whose connections all end with the test:
+// go-redis may dial for a caller that has gone and forget the connection, which
+// a bubble takes for a leak of ours.
+func bubbleRedis(t *testing.T) (*miniredis.Miniredis, func() *redis.Client) {
+	t.Helper()
+	var mu sync.Mutex
+	var dialled []net.Conn
+	t.Cleanup(func() {
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range dialled {
+			_ = c.Close()
+		}
+	})
+	m, client := redistest.Bubble(t)
+	return m, func() *redis.Client {
+		return client(func(o *redis.Options) {
+			dial := o.Dialer
+			o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				c, err := dial(ctx, network, addr)
+				if err == nil {
+					mu.Lock()
+					dialled = append(dialled, c)
+					mu.Unlock()
+				}
+				return c, err
+			}
+		})
+	}
 }
 
 // recorder is an Observer that remembers.

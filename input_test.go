@@ -221,6 +221,9 @@ func watched(t *testing.T, u *upstream, opts ...sessionlock.Option) (*sessionloc
 	return newClient(t, u, spyCache{s, new(sessionlock.MemoryCache)}, opts...), s
 }
 
+// asks counts what a spy has seen but unlocks, which nobody waits for.
+func asks(s *spy) int { return s.count(opLoad, opSwap, opLock, opExtend) }
+
 func TestNewTouchesNothing(t *testing.T) {
 	u := &upstream{}
 	c, s := watched(t, u)
@@ -264,7 +267,7 @@ func TestNilContextTouchesNothing(t *testing.T) {
 	require.NotEmpty(t, warm)
 	own, err := c.Session(t.Context(), "warm")
 	require.NoError(t, err)
-	before := s.count()
+	before := asks(s)
 	for _, key := range []string{"warm", "cold", ""} {
 		for call, err := range everyCall(nil, c, key) { //nolint:staticcheck // that is the case
 			refusedArgument(t, err, call)
@@ -272,7 +275,7 @@ func TestNilContextTouchesNothing(t *testing.T) {
 	}
 	refusedArgument(t, c.Invalidate(nil, own), "Invalidate") //nolint:staticcheck // that is the case
 	refusedArgument(t, c.Close(nil), "Close")                //nolint:staticcheck // that is the case
-	assert.Equal(t, before, s.count())
+	assert.Equal(t, before, asks(s))
 	assert.Equal(t, 1, u.logins())
 	assert.Equal(t, warm, tokenOf(t, c, "warm"), "a Close that was refused has closed nothing")
 }
@@ -333,7 +336,7 @@ func TestContextThatIsOverTouchesNothing(t *testing.T) {
 			c, s := watched(t, u)
 			own, err := c.Session(t.Context(), "warm")
 			require.NoError(t, err)
-			before := s.count()
+			before := asks(s)
 			ctx, cancel := tt.ctx(t.Context())
 			defer cancel()
 			errs := everyCall(ctx, c, "cold")
@@ -344,7 +347,7 @@ func TestContextThatIsOverTouchesNothing(t *testing.T) {
 					require.ErrorIs(t, err, want, call)
 				}
 			}
-			assert.Equal(t, before, s.count())
+			assert.Equal(t, before, asks(s))
 			assert.Equal(t, 1, u.logins())
 		})
 	}
@@ -368,6 +371,9 @@ func TestAwkwardKeysHaveSessionsOfTheirOwn(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		u, store := &upstream{life: time.Hour}, new(sessionlock.MemoryCache)
+		u.script = func(_ context.Context, key string, n int) (sessionlock.Session, error) {
+			return u.grant(fmt.Sprintf("%x", key), n), nil
+		}
 		a, b := newClient(t, u, store), newClient(t, u, store)
 		tokens := map[string]string{}
 		for _, key := range keys {
@@ -390,7 +396,7 @@ func TestAwkwardKeysHaveSessionsOfTheirOwn(t *testing.T) {
 func TestInvalidateRefusesSessionsOfOthers(t *testing.T) {
 	u, store := &upstream{life: time.Hour}, new(sessionlock.MemoryCache)
 	s := &spy{}
-	c := newClient(t, u, spyCache{s, store})
+	c := newClient(t, u, spyCache{s, store}, sessionlock.WithLocker(new(memoryLocker))) // unlocks are not the cache's
 	of := func(upstream string, opts ...sessionlock.Option) sessionlock.Session {
 		other, err := sessionlock.New(upstream, u, append(opts, sessionlock.WithCache(store))...)
 		require.NoError(t, err)
@@ -507,7 +513,7 @@ func TestCallsAfterCloseTouchNothing(t *testing.T) {
 	require.NoError(t, err)
 	id, hits := c.KeyID("bob"), c.Stats().NearHits
 	require.NoError(t, c.Close(t.Context()))
-	before := s.count()
+	before := asks(s)
 	for _, key := range []string{"bob", "eve"} {
 		for call, err := range everyCall(t.Context(), c, key) {
 			assert.ErrorIs(t, err, sessionlock.ErrClosed, call)
@@ -519,9 +525,695 @@ func TestCallsAfterCloseTouchNothing(t *testing.T) {
 	for call, err := range everyCall(t.Context(), c, "") {
 		refusedArgument(t, err, call)
 	}
-	assert.Equal(t, before, s.count())
+	assert.Equal(t, before, asks(s))
 	assert.Equal(t, 1, u.logins())
 	assert.Equal(t, id, c.KeyID("bob"))
 	assert.Equal(t, hits, c.Stats().NearHits)
-	assert.Equal(t, "c4n4ry", canary) // the canary is lower case, or seen would not find it
+}
+
+// printed are the ways in which values end up in logs, errors, pages and
+// answers by accident. Each returns what it wrote.
+func printed(v any) map[string]string {
+	out := map[string]string{}
+	for _, verb := range []string{
+		"%v", "%+v", "%#v", "%s", "%+s", "%q", "%#q", "%+q", "%x", "%X", "% x", "%#x", "%d", "%+d", "%t", "%c", "%U", "%o", "%b",
+		"%e", "%g", "%p", "%T", "%20v", "%-20.3s", "%010d", "%w", "%z", "%!",
+	} {
+		out[verb] = fmt.Sprintf(verb, v)
+	}
+	out["Sprint"], out["Sprintln"] = fmt.Sprint(v), fmt.Sprintln(v)
+	out["Errorf"] = fmt.Errorf("%w: %v", io.EOF, v).Error()
+	out["panic"] = func() (s string) {
+		defer func() { s = fmt.Sprint(recover()) }()
+		panic(v)
+	}()
+	write := func(name string, f func(w io.Writer) error) {
+		var b bytes.Buffer
+		if err := f(&b); err != nil {
+			b.WriteString(err.Error())
+		}
+		out[name] = b.String()
+	}
+	write("json", func(w io.Writer) error { return json.NewEncoder(w).Encode(v) })
+	write("xml", func(w io.Writer) error { return xml.NewEncoder(w).Encode(v) })
+	write("gob", func(w io.Writer) error { return gob.NewEncoder(w).Encode(v) })
+	write("template", func(w io.Writer) error {
+		return template.Must(template.New("").Parse(`{{.}} {{printf "%x" .}} {{js .}}`)).Execute(w, v)
+	})
+	write("html", func(w io.Writer) error {
+		return htmltemplate.Must(htmltemplate.New("").Parse(`<a href="{{.}}" title={{.}}><script>x = {{.}}</script>{{.}}</a>`)).Execute(w, v)
+	})
+	for name, handler := range map[string]func(w io.Writer) slog.Handler{
+		"slog text": func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, nil) },
+		"slog json": func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) },
+	} {
+		write(name, func(w io.Writer) error {
+			slog.New(handler(w)).Info("msg", "v", v, slog.Group("g", slog.Any("v", v)))
+			return nil
+		})
+	}
+	return out
+}
+
+// around are the places a secret is printed from: as it is, and inside of what
+// a caller's code may keep it in.
+func around[T comparable](v T) map[string]any {
+	type named struct{ V T }
+	type hidden struct{ v T }
+	return map[string]any{
+		"itself": v, "pointer": &v, "slice": []T{v}, "array": [1]T{v}, "map": map[string]T{"v": v}, "map key": map[T]int{v: 1},
+		"field": named{v}, "field of a pointer": &named{v}, "embedded": struct{ In named }{named{v}},
+		"unexported field": hidden{v}, "pointer in an unexported field": struct{ v *T }{&v}, "slice in an unexported field": struct{ v []T }{[]T{v}},
+		"any": struct{ V any }{v}, "unexported any": struct{ v any }{v}, "func": func() T { return v }, "chan": make(chan T),
+	}
+}
+
+func TestTokenIsNeverPrinted(t *testing.T) {
+	for where, v := range around(sessionlock.NewToken(canary)) {
+		for how, s := range printed(v) {
+			seen(t, s, how+" of "+where)
+		}
+	}
+	token := sessionlock.NewToken(canary)
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d", "%t"} {
+		assert.Equal(t, "[redacted]", fmt.Sprintf(verb, token))
+		assert.Equal(t, "[redacted]", fmt.Sprintf(verb, sessionlock.Token{}), "the zero token does not say that it is empty")
+	}
+	assert.Equal(t, "sessionlock.Token", fmt.Sprintf("%T", token))
+	assert.Equal(t, canary, token.Reveal())
+	assert.Empty(t, sessionlock.Token{}.Reveal())
+}
+
+func TestTokenIsReadFromTextAndNotBackFromWhatItWrote(t *testing.T) {
+	var answer struct {
+		Token sessionlock.Token `json:"token"`
+	}
+	require.NoError(t, json.Unmarshal([]byte(`{"token":"`+canary+`"}`), &answer))
+	assert.Equal(t, canary, answer.Token.Reveal())
+	written, err := json.Marshal(answer)
+	require.NoError(t, err)
+	assert.JSONEq(t, `{"token":"[redacted]"}`, string(written))
+	refusedArgument(t, json.Unmarshal(written, &answer), "json")
+	refusedArgument(t, new(sessionlock.Token).UnmarshalText([]byte("[redacted]")), "text")
+	assert.Equal(t, canary, answer.Token.Reveal(), "a refused text changes nothing")
+	for _, text := range []string{"", " ", "[REDACTED]", "\x00", "\xff", strings.Repeat("t", 1<<20)} {
+		var token sessionlock.Token
+		require.NoError(t, token.UnmarshalText([]byte(text)))
+		assert.Equal(t, text, token.Reveal())
+	}
+	b := []byte(canary)
+	var token sessionlock.Token
+	require.NoError(t, token.UnmarshalText(b))
+	clear(b)
+	assert.Equal(t, canary, token.Reveal(), "the caller's slice is the caller's")
+}
+
+// FuzzTokenFormat: no verb, flag or width shows a token, nor a session with it.
+func FuzzTokenFormat(f *testing.F) {
+	f.Add("%v", 0, false)
+	f.Add("%#x", 10, true)
+	f.Add("%+.3[1]q %[1]p %[1]T", -5, false)
+	f.Fuzz(func(t *testing.T, format string, width int, hidden bool) {
+		if strings.Contains(format, canary) || strings.Count(format, "%") > 20 || len(format) > 200 || strings.ContainsAny(format, "0123456789") {
+			return
+		}
+		s := sessionlock.Session{Token: sessionlock.NewToken(canary)}.WithValue("v", canary)
+		values := []any{s.Token, s, &s, []any{s, s.Token}}
+		if hidden {
+			values = []any{struct{ v any }{s.Token}, struct{ s sessionlock.Session }{s}, struct{ p *sessionlock.Token }{&s.Token}, width}
+		}
+		seen(t, fmt.Sprintf(format, values...), format)
+	})
+}
+
+// password is an authenticator with a secret of its own.
+type password struct{ Secret string }
+
+func (p *password) Login(context.Context, string) (sessionlock.Session, error) {
+	return sessionlock.Session{Token: sessionlock.NewToken(p.Secret + "-token")}.WithValue("refresh", p.Secret), nil
+}
+
+// given returns a session as a client gives it out: with all that the client
+// has put into it, and behind it the client with its own secrets.
+func given(t *testing.T, key string) sessionlock.Session {
+	t.Helper()
+	c, err := sessionlock.New(acme, &password{canary}, sessionlock.WithCache(new(sessionlock.MemoryCache)),
+		sessionlock.WithKeySecret([]byte(canary+canary+canary)))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close(context.WithoutCancel(t.Context())) })
+	return mustSession(t, c, key)
+}
+
+func TestSessionIsNeverPrinted(t *testing.T) {
+	for kind, s := range map[string]sessionlock.Session{
+		"made":  sessionlock.Session{Token: sessionlock.NewToken(canary)}.WithValue("v", canary).WithValue(canary, "v"),
+		"given": given(t, canary+"-key"),
+	} {
+		for where, v := range around(s) {
+			for how, s := range printed(v) {
+				seen(t, s, how+" of "+where+", "+kind)
+			}
+		}
+	}
+	assert.Equal(t, "[redacted]", fmt.Sprintf("%+v", given(t, "bob")))
+}
+
+// told collects what an assertion says.
+type told struct{ strings.Builder }
+
+func (f *told) Errorf(format string, args ...any) { fmt.Fprintf(&f.Builder, format, args...) }
+
+// A failing test of a caller prints what it compared by reflection, past every
+// method, into a log that more people read than production's.
+func TestFailingAssertionShowsNoSecret(t *testing.T) {
+	a, b := given(t, canary+"-1"), given(t, canary+"-2")
+	for name, assertion := range map[string]func(f *told) bool{
+		"sessions": func(f *told) bool { return assert.Equal(f, a, b) },
+		"made ones": func(f *told) bool {
+			return assert.Equal(f, a, sessionlock.Session{Token: a.Token}.WithValue("v", canary))
+		},
+		"tokens":   func(f *told) bool { return assert.Equal(f, a.Token, b.Token) },
+		"pointers": func(f *told) bool { return assert.Equal(f, &a, &b) },
+		"slices":   func(f *told) bool { return assert.ElementsMatch(f, []sessionlock.Session{a}, []sessionlock.Session{b}) },
+		"structs": func(f *told) bool {
+			return assert.Equal(f, struct{ s sessionlock.Session }{a}, struct{ s sessionlock.Session }{b})
+		},
+		"something it is":  func(f *told) bool { return assert.Empty(f, a) },
+		"something it has": func(f *told) bool { return assert.Contains(f, []sessionlock.Session{a}, b) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &told{}
+			assert.False(t, assertion(f), "it must fail to be of use here")
+			seen(t, f.String(), "the assertion")
+		})
+	}
+}
+
+func TestSessionIsAnImmutableValue(t *testing.T) {
+	zero := sessionlock.Session{}
+	assert.Empty(t, zero.Value("v"))
+	assert.Empty(t, zero.Key())
+	assert.Zero(t, zero.Generation())
+
+	a := sessionlock.Session{Token: sessionlock.NewToken("t")}.WithValue("v", "1")
+	b, c := a.WithValue("v", "2"), a.WithValue("w", "3")
+	assert.Equal(t, []string{"1", "2", "1", ""}, []string{a.Value("v"), b.Value("v"), c.Value("v"), a.Value("w")})
+	assert.Equal(t, "3", c.Value("w"))
+	assert.Empty(t, a.WithValue("v", "").Value("v"))
+	assert.Equal(t, "x", a.WithValue("", "x").Value(""))
+
+	own := given(t, "bob")
+	more := own.WithValue("more", "m")
+	assert.Empty(t, own.Value("more"))
+	assert.Equal(t, canary, more.Value("refresh"))
+	assert.Equal(t, own.Generation(), more.Generation())
+	assert.Equal(t, "bob", more.Key())
+
+	var wg sync.WaitGroup
+	for i := range 32 {
+		wg.Go(func() {
+			name := fmt.Sprint(i)
+			assert.Equal(t, name, a.WithValue(name, name).Value(name))
+			assert.Equal(t, "1", a.Value("v"))
+		})
+	}
+	wg.Wait()
+	for i := range 32 {
+		assert.Empty(t, a.Value(fmt.Sprint(i)))
+	}
+}
+
+// values returns s with n values of size bytes, name included.
+func values(s sessionlock.Session, n, size int) sessionlock.Session {
+	for i := range n {
+		name := fmt.Sprintf("%02d", i)
+		s = s.WithValue(name, strings.Repeat("v", size-len(name)))
+	}
+	return s
+}
+
+func TestLoginIsSharedWhole(t *testing.T) {
+	token := func(v string) sessionlock.Session { return sessionlock.Session{Token: sessionlock.NewToken(v)} }
+	until := func(at time.Time) sessionlock.Session { s := token("t"); s.Expiry = at; return s }
+	for name, tt := range map[string]struct{ login func() sessionlock.Session }{
+		"a token at its limit": {func() sessionlock.Session { return token(strings.Repeat("t", 16<<10)) }},
+		"a token of any bytes": {func() sessionlock.Session { return token("ü\xff\u202e {}") }},
+		"a token with spaces":  {func() sessionlock.Session { return token(" t ") }},
+		"32 values":            {func() sessionlock.Session { return values(token("t"), 32, 100) }},
+		"values at their size": {func() sessionlock.Session { return values(token("t"), 15, 1024) }},
+		"a value of any bytes": {func() sessionlock.Session { return token("t").WithValue("\x00", "\r\n\xff") }},
+		"an empty value":       {func() sessionlock.Session { return token("t").WithValue("v", "") }},
+		"no expiry":            {func() sessionlock.Session { return until(time.Time{}) }},
+		"a short life":         {func() sessionlock.Session { return until(time.Now().Add(10 * time.Second)) }},
+		"the year 9999":        {func() sessionlock.Session { return until(time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)) }},
+		"a zone of its own":    {func() sessionlock.Session { return until(time.Now().Add(time.Hour).In(time.FixedZone("", 14*3600))) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store, u := new(sessionlock.MemoryCache), &upstream{}
+				want := tt.login()
+				u.script = func(context.Context, string, int) (sessionlock.Session, error) { return want, nil }
+				first := mustSession(t, newClient(t, u, store), "bob")
+				other := mustSession(t, newClient(t, u, store), "bob")
+				assert.Equal(t, 1, u.logins())
+				assert.Equal(t, first.Generation(), other.Generation())
+				for _, got := range []sessionlock.Session{first, other} {
+					assert.Equal(t, want.Token.Reveal(), got.Token.Reveal())
+					for _, v := range []string{"00", "31", "v", "\x00"} {
+						assert.Equal(t, want.Value(v), got.Value(v))
+					}
+					if want.Expiry.Year() < 9999 { // further off than anybody can count is far off
+						assert.WithinDuration(t, want.Expiry, got.Expiry, time.Microsecond)
+					} else {
+						assert.Greater(t, got.Expiry.Year(), 2200)
+					}
+				}
+			})
+		})
+	}
+}
+
+// What Login returns that cannot be used is stored nowhere, and ended upstream
+// where there is anything to end.
+func TestUnusableLoginIsRefusedAndEnded(t *testing.T) {
+	token := func(v string) sessionlock.Session { return sessionlock.Session{Token: sessionlock.NewToken(v)} }
+	until := func(at time.Time) sessionlock.Session { s := token("t"); s.Expiry = at; return s }
+	noMaxAge := sessionlock.WithMaxAge(0)
+	for name, tt := range map[string]struct {
+		login func() sessionlock.Session
+		opt   sessionlock.Option
+		ended bool
+	}{
+		"the zero session":            {func() sessionlock.Session { return sessionlock.Session{} }, nil, false},
+		"no token, but values":        {func() sessionlock.Session { return sessionlock.Session{}.WithValue("v", "v") }, nil, false},
+		"white space":                 {func() sessionlock.Session { return token(" \u00a0 ") }, nil, true},
+		"a token over its limit":      {func() sessionlock.Session { return token(strings.Repeat("t", 16<<10+1)) }, nil, true},
+		"CR LF":                       {func() sessionlock.Session { return token("t\r\nX-Admin: 1") }, nil, true},
+		"LF":                          {func() sessionlock.Session { return token("t\n") }, nil, true},
+		"NUL":                         {func() sessionlock.Session { return token("t\x00") }, nil, true},
+		"DEL":                         {func() sessionlock.Session { return token("t\x7f") }, nil, true},
+		"33 values":                   {func() sessionlock.Session { return values(token("t"), 33, 10) }, nil, true},
+		"a value over its size":       {func() sessionlock.Session { return values(token("t"), 1, 1025) }, nil, true},
+		"a record over its size":      {func() sessionlock.Session { return values(token(strings.Repeat("t", 16<<10)), 16, 1024) }, nil, true},
+		"expired":                     {func() sessionlock.Session { return until(time.Now().Add(-time.Second)) }, nil, true},
+		"expires now":                 {func() sessionlock.Session { return until(time.Now()) }, nil, true},
+		"expired before anything":     {func() sessionlock.Session { return until(time.Unix(0, 0)) }, nil, true},
+		"expired in the year -1":      {func() sessionlock.Session { return until(time.Date(-1, 1, 1, 0, 0, 0, 0, time.UTC)) }, nil, true},
+		"no expiry where one must be": {func() sessionlock.Session { return token("t") }, noMaxAge, true},
+		"refused by WithComplete":     {func() sessionlock.Session { return token("t") }, sessionlock.WithComplete(func(sessionlock.Session) bool { return false }), true},
+		"a panic of WithComplete":     {func() sessionlock.Session { return token("t") }, sessionlock.WithComplete(func(sessionlock.Session) bool { panic(canary) }), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store, u := new(sessionlock.MemoryCache), &upstream{}
+				u.script = func(context.Context, string, int) (sessionlock.Session, error) { return tt.login(), nil }
+				opts := []sessionlock.Option{}
+				if tt.opt != nil {
+					opts = append(opts, tt.opt)
+				}
+				_, err := newClient(t, u, store, opts...).Session(t.Context(), canary+"-key")
+				var login *sessionlock.LoginError
+				require.ErrorIs(t, err, sessionlock.ErrIncomplete)
+				require.ErrorAs(t, err, &login)
+				assert.Equal(t, sessionlock.LoginUnknown, login.Class, "the upstream may have counted it")
+				assert.True(t, login.Until.After(time.Now()))
+				seen(t, err.Error(), "the error")
+				synctest.Wait()
+				if tt.ended {
+					require.Equal(t, []string{tt.login().Token.Reveal()}, u.ended())
+					assert.Equal(t, canary+"-key", u.out[0].Key())
+					assert.Zero(t, u.out[0].Generation())
+				} else {
+					assert.Empty(t, u.ended())
+				}
+				st, err := newClient(t, u, store).Inspect(t.Context(), canary+"-key")
+				require.NoError(t, err)
+				assert.Zero(t, st.Generation, "nothing is stored")
+			})
+		})
+	}
+}
+
+// A session that somebody else uses is neither stored under a second key nor
+// ended.
+func TestSessionOfAnotherKeyIsRefusedAndLives(t *testing.T) {
+	for name, also := range map[string]error{"alone": nil, "with an error": errDead} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				u := &upstream{life: time.Hour}
+				c, _ := watched(t, u)
+				alice := mustSession(t, c, "alice")
+				u.script = func(context.Context, string, int) (sessionlock.Session, error) {
+					return alice.WithValue("v", "v"), also
+				}
+				_, err := c.Session(t.Context(), "bob")
+				require.Error(t, err)
+				if also == nil {
+					require.ErrorIs(t, err, sessionlock.ErrIncomplete)
+				}
+				synctest.Wait()
+				assert.Empty(t, u.ended(), "alice still uses it")
+				assert.Equal(t, alice.Token, mustSession(t, c, "alice").Token)
+				st, err := c.Inspect(t.Context(), "bob")
+				require.NoError(t, err)
+				assert.Zero(t, st.Generation)
+			})
+		})
+	}
+}
+
+// The text of what a login returns as an error is the upstream's; it is reached
+// by errors.As and printed nowhere.
+func TestLoginErrorDoesNotPrintItsCause(t *testing.T) {
+	var log bytes.Buffer
+	var seenEvents recorder
+	u := &upstream{}
+	u.script = func(context.Context, string, int) (sessionlock.Session, error) {
+		return sessionlock.Session{Token: sessionlock.NewToken(canary)}, sessionlock.Denied(errors.New("user " + canary + " refused"))
+	}
+	c, _ := watched(t, u, sessionlock.WithLogger(slog.New(slog.NewJSONHandler(&log, nil))), sessionlock.WithObserver(&seenEvents))
+	for call, err := range everyCall(t.Context(), c, canary+"-key") {
+		if err != nil {
+			require.ErrorIs(t, err, sessionlock.ErrDenied, call)
+			seen(t, err.Error(), call)
+		}
+	}
+	require.NoError(t, c.Close(t.Context()))
+	seen(t, log.String(), "the log")
+	assert.NotEmpty(t, log.String())
+	for _, e := range seenEvents.all() {
+		seen(t, e.KeyID+e.Kind, "an event")
+		if e.Err != nil {
+			seen(t, e.Err.Error(), "the error of an event")
+		}
+	}
+}
+
+type typedNil struct{}
+
+func (*typedNil) Error() string { return "typed nil" }
+
+func TestMarksOfNilAreNil(t *testing.T) {
+	assert.NoError(t, sessionlock.Denied(nil))
+	assert.NoError(t, sessionlock.RetryAfter(nil, time.Hour))
+	assert.NoError(t, sessionlock.Reject(nil))
+}
+
+func TestMarkedErrorIsSeenThrough(t *testing.T) {
+	cause := fmt.Errorf("wrapped: %w", io.EOF)
+	for name, err := range map[string]error{
+		"Denied": sessionlock.Denied(cause), "RetryAfter": sessionlock.RetryAfter(cause, -1), "Reject": sessionlock.Reject(cause),
+	} {
+		require.ErrorIs(t, err, io.EOF, name)
+		assert.Equal(t, cause.Error(), err.Error())
+	}
+}
+
+func TestOutermostMarkWins(t *testing.T) {
+	later := sessionlock.RetryAfter
+	for name, tt := range map[string]struct {
+		err  error
+		want sessionlock.LoginClass
+		wait time.Duration
+	}{
+		"unmarked":              {io.EOF, sessionlock.LoginUnknown, 250 * time.Millisecond},
+		"a typed nil":           {(*typedNil)(nil), sessionlock.LoginUnknown, 250 * time.Millisecond},
+		"denied":                {sessionlock.Denied(io.EOF), sessionlock.LoginDenied, 15 * time.Minute},
+		"denied, wrapped":       {fmt.Errorf("log in: %w", sessionlock.Denied(io.EOF)), sessionlock.LoginDenied, 15 * time.Minute},
+		"denied, joined":        {errors.Join(io.EOF, sessionlock.Denied(io.EOF)), sessionlock.LoginDenied, 15 * time.Minute},
+		"denied, then deferred": {later(sessionlock.Denied(io.EOF), time.Minute), sessionlock.LoginDeferred, time.Minute},
+		"deferred, then denied": {sessionlock.Denied(later(io.EOF, time.Minute)), sessionlock.LoginDenied, 15 * time.Minute},
+		"deferred by nothing":   {later(io.EOF, 0), sessionlock.LoginDeferred, 250 * time.Millisecond},
+		"deferred by less":      {later(io.EOF, -time.Hour), sessionlock.LoginDeferred, 250 * time.Millisecond},
+		"deferred by a wink":    {later(io.EOF, 1), sessionlock.LoginDeferred, 250 * time.Millisecond},
+		"deferred for ever":     {later(io.EOF, math.MaxInt64), sessionlock.LoginDeferred, 15 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				u := &upstream{script: func(context.Context, string, int) (sessionlock.Session, error) { return sessionlock.Session{}, tt.err }}
+				c, _ := watched(t, u)
+				_, err := c.Session(t.Context(), "bob")
+				var login *sessionlock.LoginError
+				require.ErrorAs(t, err, &login)
+				assert.Equal(t, tt.want, login.Class)
+				assert.WithinDuration(t, time.Now().Add(tt.wait), login.Until, time.Millisecond)
+			})
+		})
+	}
+}
+
+func TestLoginStatus(t *testing.T) {
+	at := func(d time.Duration) string { return time.Now().Add(d).UTC().Format(http.TimeFormat) }
+	for name, tt := range map[string]struct {
+		status int
+		header string
+		class  sessionlock.LoginClass // 0: no error
+		wait   time.Duration
+	}{
+		"200": {200, "", 0, 0}, "204": {204, "", 0, 0}, "299": {299, "60", 0, 0},
+		"301": {301, "", sessionlock.LoginUnknown, 0}, "100": {100, "", sessionlock.LoginUnknown, 0}, "0": {0, "", sessionlock.LoginUnknown, 0},
+		"400": {400, "", sessionlock.LoginDenied, 0}, "401": {401, "", sessionlock.LoginDenied, 0}, "403": {403, "60", sessionlock.LoginDenied, 0},
+		"404": {404, "", sessionlock.LoginUnknown, 0}, "500": {500, "", sessionlock.LoginUnknown, 0}, "502": {502, "60", sessionlock.LoginUnknown, 0},
+		"429": {429, "", sessionlock.LoginDeferred, 0}, "503": {503, "", sessionlock.LoginDeferred, 0},
+		"429 for seconds":     {429, "60", sessionlock.LoginDeferred, time.Minute},
+		"503 until a date":    {503, at(2 * time.Minute), sessionlock.LoginDeferred, 2 * time.Minute},
+		"503 until yesterday": {503, at(-24 * time.Hour), sessionlock.LoginDeferred, 0},
+		"503 for less":        {503, "-5", sessionlock.LoginDeferred, 0},
+		"503 for a fraction":  {503, "1.5", sessionlock.LoginDeferred, 0},
+		"503 for words":       {503, "soon " + canary, sessionlock.LoginDeferred, 0},
+		"503 for 68 years":    {503, "2147483647", sessionlock.LoginDeferred, 15 * time.Minute},
+		"503 for ever":        {503, strings.Repeat("9", 400), sessionlock.LoginDeferred, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := sessionlock.LoginStatus(&http.Response{
+				StatusCode: tt.status, Status: canary, Header: http.Header{"Retry-After": {tt.header}},
+				Body: io.NopCloser(iotestErr{}),
+			})
+			if tt.class == 0 {
+				require.NoError(t, err)
+				return
+			}
+			require.Error(t, err)
+			seen(t, err.Error(), "the error")
+			u := &upstream{script: func(context.Context, string, int) (sessionlock.Session, error) { return sessionlock.Session{}, err }}
+			c, _ := watched(t, u)
+			_, err = c.Session(t.Context(), "bob")
+			var login *sessionlock.LoginError
+			require.ErrorAs(t, err, &login)
+			assert.Equal(t, tt.class, login.Class)
+			if tt.class == sessionlock.LoginDeferred {
+				assert.WithinDuration(t, time.Now().Add(max(tt.wait, 250*time.Millisecond)), login.Until, 3*time.Second)
+			}
+		})
+	}
+}
+
+// iotestErr is a body that must not be read.
+type iotestErr struct{}
+
+func (iotestErr) Read([]byte) (int, error) { panic("the body was read") }
+
+func TestJoinKeyOfNothingIsBlank(t *testing.T) {
+	c, _ := watched(t, &upstream{})
+	_, err := c.Session(t.Context(), sessionlock.JoinKey())
+	refusedArgument(t, err, "no parts")
+	_, err = c.Session(t.Context(), sessionlock.JoinKey(""))
+	require.NoError(t, err, "one empty part is a key like any other")
+	assert.NotEqual(t, sessionlock.JoinKey(""), sessionlock.JoinKey("", ""))
+	assert.NotEqual(t, sessionlock.JoinKey("1:a"), sessionlock.JoinKey("", "1:a"))
+}
+
+// FuzzJoinKey: other parts, other key.
+func FuzzJoinKey(f *testing.F) {
+	f.Add("ab", "c", "a", "bc")
+	f.Add("", "", "0:", "")
+	f.Add("1:a", "", "", "1:a")
+	f.Fuzz(func(t *testing.T, a, b, c, d string) {
+		assert.Equal(t, a == c && b == d, sessionlock.JoinKey(a, b) == sessionlock.JoinKey(c, d))
+		assert.NotEqual(t, sessionlock.JoinKey(a, b), sessionlock.JoinKey(c))
+		assert.NotEqual(t, sessionlock.JoinKey(a, b), sessionlock.JoinKey(a, b, c))
+	})
+}
+
+// fn of Do may fail in any way; nothing stays locked and the session stays.
+func TestAnyErrorOfTheFuncIsReturnedAsItIs(t *testing.T) {
+	u := &upstream{}
+	c, _ := watched(t, u)
+	for name, want := range map[string]error{
+		"plain": io.EOF, "a typed nil": (*typedNil)(nil), "joined": errors.Join(io.EOF, errDead), "cancelled": context.Canceled,
+		"ours": sessionlock.ErrRejected, "denied": sessionlock.Denied(io.EOF), "wrapped": fmt.Errorf("x: %w", io.EOF),
+	} {
+		assert.Equal(t, want, c.Do(t.Context(), "bob", func(context.Context, sessionlock.Session) error { return want }), name)
+	}
+	assert.PanicsWithValue(t, canary, func() {
+		_ = c.Do(t.Context(), "bob", func(context.Context, sessionlock.Session) error { panic(canary) })
+	})
+	var left sync.WaitGroup
+	left.Go(func() {
+		_ = c.Do(context.WithoutCancel(t.Context()), "bob", func(context.Context, sessionlock.Session) error { runtime.Goexit(); return nil })
+	})
+	left.Wait()
+	require.NoError(t, c.Do(t.Context(), "bob", nothing))
+	assert.Equal(t, 1, u.logins())
+}
+
+func TestRejectionIsFoundHoweverItIsWrapped(t *testing.T) {
+	for name, wrap := range map[string]func(error) error{
+		"itself":  func(err error) error { return err },
+		"wrapped": func(err error) error { return fmt.Errorf("orders: %w", err) },
+		"joined":  func(err error) error { return errors.Join(io.EOF, err) },
+		"twice":   sessionlock.Reject,
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := &upstream{}
+			c, _ := watched(t, u)
+			got, err := sessionlock.Call(t.Context(), c.For("bob"), func(ctx context.Context, s sessionlock.Session) (string, error) {
+				if sessionlock.RejectionFromContext(ctx) == nil {
+					return "of the first run", wrap(sessionlock.Reject(errDead))
+				}
+				return s.Token.Reveal(), nil
+			})
+			require.NoError(t, err)
+			assert.Equal(t, "bob/2", got)
+		})
+	}
+}
+
+func TestResultOfAFailedCallIsZero(t *testing.T) {
+	c, _ := watched(t, &upstream{})
+	n, err := sessionlock.Call(t.Context(), c.For("bob"), func(context.Context, sessionlock.Session) (int, error) { return 7, io.EOF })
+	require.ErrorIs(t, err, io.EOF)
+	assert.Zero(t, n)
+	e, err := sessionlock.Call(t.Context(), c.For("bob"), func(context.Context, sessionlock.Session) (any, error) { return nil, nil })
+	require.NoError(t, err)
+	assert.Nil(t, e)
+	_, err = sessionlock.Call(t.Context(), c.For(""), func(context.Context, sessionlock.Session) (int, error) { panic("run without a session") })
+	refusedArgument(t, err, "Call")
+}
+
+// The client may be closed by what it runs.
+func TestFuncMayCloseItsClient(t *testing.T) {
+	c, _ := watched(t, &upstream{})
+	require.NoError(t, c.Do(t.Context(), "bob", func(ctx context.Context, _ sessionlock.Session) error { return c.Close(ctx) }))
+	require.ErrorIs(t, c.Do(t.Context(), "bob", nothing), sessionlock.ErrClosed)
+}
+
+// counting watches how many watches are open: one per near copy.
+type watching struct {
+	*sessionlock.MemoryCache
+	open, most atomic.Int64
+}
+
+func (w *watching) Watch(name string, changed func()) func() {
+	if n := w.open.Add(1); n > w.most.Load() {
+		w.most.Store(n)
+	}
+	stop := w.MemoryCache.Watch(name, changed)
+	return sync.OnceFunc(func() { stop(); w.open.Add(-1) })
+}
+
+func TestDistinctKeysAreBounded(t *testing.T) {
+	const keys, kept, workers = 10_000, 100, 8
+	u := &counter{}
+	store := &watching{MemoryCache: new(sessionlock.MemoryCache)}
+	c, err := sessionlock.New(acme, u, sessionlock.WithCache(store), sessionlock.WithNearCache(kept, time.Minute))
+	require.NoError(t, err)
+	before := runtime.NumGoroutine()
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := w; i < keys; i += workers {
+				if _, err := c.Session(t.Context(), fmt.Sprint(i)); !assert.NoError(t, err) {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	assert.EqualValues(t, keys, u.n.Load())
+	assert.LessOrEqual(t, store.most.Load(), int64(kept+10*workers), "sessions held near, watches included")
+	require.NoError(t, c.Close(context.WithoutCancel(t.Context())))
+	assert.Zero(t, store.open.Load())
+	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+workers }, 10*time.Second, 10*time.Millisecond)
+}
+
+// counter logs everybody in at once.
+type counter struct{ n atomic.Int64 }
+
+func (c *counter) Login(_ context.Context, key string) (sessionlock.Session, error) {
+	c.n.Add(1)
+	return sessionlock.Session{Token: sessionlock.NewToken(key), Expiry: time.Now().Add(time.Hour)}, nil
+}
+
+// A near cache that is too small for the keys in use costs look-ups, and fails
+// nobody.
+func TestTinyNearCacheFailsNobody(t *testing.T) {
+	for _, kept := range []int{0, 1, 2} {
+		t.Run(fmt.Sprint(kept), func(t *testing.T) {
+			u := &counter{}
+			c, err := sessionlock.New(acme, u, sessionlock.WithCache(new(sessionlock.MemoryCache)), sessionlock.WithNearCache(kept, time.Minute))
+			require.NoError(t, err)
+			t.Cleanup(func() { _ = c.Close(context.WithoutCancel(t.Context())) })
+			var wg sync.WaitGroup
+			for w := range 16 {
+				wg.Go(func() {
+					for i := range 500 {
+						key := fmt.Sprint((i*7 + w) % 40)
+						s, err := c.Session(t.Context(), key)
+						if !assert.NoError(t, err) || !assert.Equal(t, key, s.Token.Reveal()) {
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+			assert.EqualValues(t, 40, u.n.Load())
+		})
+	}
+}
+
+// evicting is a context that makes its near entry leave between the look-up and
+// the attempt: asking it for a value fills the near cache with other keys.
+type evicting struct {
+	context.Context
+	fill func()
+}
+
+func (e evicting) Value(key any) any {
+	e.fill()
+	return e.Context.Value(key)
+}
+
+func TestEvictionWhileACallBeginsFailsNobody(t *testing.T) {
+	u := &counter{}
+	c, err := sessionlock.New(acme, u, sessionlock.WithCache(new(sessionlock.MemoryCache)), sessionlock.WithNearCache(1, time.Minute))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close(context.WithoutCancel(t.Context())) })
+	fill := sync.OnceFunc(func() {
+		for i := range 5 {
+			mustSession(t, c, fmt.Sprint(i))
+		}
+	})
+	s, err := c.Session(evicting{t.Context(), fill}, "bob")
+	require.NoError(t, err)
+	assert.Equal(t, "bob", s.Token.Reveal())
+}
+
+func TestTenThousandCallersOfOneKeyCostOneLogin(t *testing.T) {
+	const callers = 10_000
+	u := &upstream{takes: 100 * time.Millisecond, life: time.Hour}
+	c, s := watched(t, u)
+	tokens := make([]string, callers)
+	var wg sync.WaitGroup
+	for i := range callers {
+		wg.Go(func() {
+			if s, err := c.Session(t.Context(), "bob"); assert.NoError(t, err) {
+				tokens[i] = s.Token.Reveal()
+			}
+		})
+	}
+	wg.Wait()
+	assert.Equal(t, 1, u.logins())
+	assert.Equal(t, []string{"bob/1"}, slices.Compact(tokens))
+	assert.Equal(t, 1, s.count(opLock))
 }

@@ -106,14 +106,14 @@ func (c *Client) login(ctx context.Context, l *local) (s Session, class entry.Cl
 		if r.err == nil {
 			return r.s, entry.None, 0, nil
 		}
-		c.endUnstored(l.key, r.s)
+		c.endReturned(l.key, r.s)
 		class, pause = classify(r.err, &reached)
 		return Session{}, class, pause, r.err
 	case <-late.C:
 		l.leaveBehind(ended)
 		go func() {
 			if r := <-done; c.enter() {
-				c.endUnstored(l.key, r.s)
+				c.endReturned(l.key, r.s)
 				c.running.Done()
 			}
 		}()
@@ -126,19 +126,17 @@ func (c *Client) login(ctx context.Context, l *local) (s Session, class entry.Cl
 func (c *Client) accept(p place, gen uint64, got Session) (Session, entry.Result, error) {
 	s, stored, err := c.fit(p, gen, got)
 	if err != nil {
-		c.endUnstored(p.binding.Key, got)
+		c.endReturned(p.binding.Key, got)
 		return Session{}, entry.Result{Class: entry.Unknown}, err
 	}
 	return s, entry.Result{Session: stored}, nil
 }
 
 func (c *Client) fit(p place, gen uint64, got Session) (Session, entry.Session, error) {
-	s := Session{Token: got.Token, Expiry: got.Expiry, meta: &meta{key: p.binding.Key, gen: gen, name: p.entry, client: c}}
-	if got.meta != nil {
-		s.meta.values = got.meta.values
-	}
+	values := got.inside().values
+	s := Session{Token: got.Token, Expiry: got.Expiry}.with(meta{values: values, key: p.binding.Key, gen: gen, name: p.entry, client: c})
 	content := record.Content{Token: s.Token.Reveal(), Values: map[string]string{}}
-	for name, v := range s.meta.values {
+	for name, v := range values {
 		content.Values[name] = v.Reveal()
 	}
 	if err := checkContent(content); err != nil {
@@ -218,16 +216,18 @@ func (c *Client) open(ctx context.Context, p place, stored entry.Session) (s Ses
 		c.emit(ctx, Event{Kind: EventUnreadable, KeyID: c.KeyID(b.Key), Generation: b.Gen, Err: err})
 		return Session{}, false
 	}
-	s = Session{Token: NewToken(content.Token), meta: &meta{key: b.Key, gen: b.Gen, name: p.entry, client: c}}
+	m := meta{key: b.Key, gen: b.Gen, name: p.entry, client: c}
+	s = Session{Token: NewToken(content.Token)}
 	if content.Expiry != 0 {
 		s.Expiry = c.store.clock.toLocal(entry.Time(content.Expiry))
 	}
 	if len(content.Values) > 0 {
-		s.meta.values = make(map[string]Token, len(content.Values))
+		m.values = make(map[string]Token, len(content.Values))
 		for name, v := range content.Values {
-			s.meta.values[name] = NewToken(v)
+			m.values[name] = NewToken(v)
 		}
 	}
+	s = s.with(m)
 	if c.complete != nil {
 		fine, err := protect(func() (bool, error) { return c.complete(s), nil })
 		return s, fine && err == nil
@@ -297,16 +297,22 @@ func (c *Client) endOrphan(l *local, own, stored Session) {
 	}
 }
 
+// endReturned ends what a login for key returned and what is not fit to be
+// stored. One that a client has given out is somebody's, of another key perhaps,
+// and lives.
+func (c *Client) endReturned(key string, s Session) {
+	if s.Generation() == 0 {
+		c.endUnstored(key, s)
+	}
+}
+
 // endUnstored ends what a login for key brought that will not be stored.
 func (c *Client) endUnstored(key string, s Session) {
 	if s.Token.p == nil {
 		return
 	}
-	m := meta{key: key, client: c}
-	if s.meta != nil {
-		m.values, m.gen = s.meta.values, s.meta.gen
-	}
-	s.meta = &m
+	m := s.inside()
+	s = s.with(meta{values: m.values, key: key, gen: m.gen, client: c})
 	c.background(func(ctx context.Context) { _ = c.logOut(ctx, s) })
 }
 

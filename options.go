@@ -330,7 +330,8 @@ func checkFunc(fn func(context.Context, Session) error) error {
 // checkOwn refuses a session that no client of this upstream and namespace gave
 // out: its generation would mean nothing here.
 func (c *Client) checkOwn(s Session) error {
-	if s.meta == nil || s.meta.name == "" || s.meta.client.upstream != c.upstream || s.meta.client.namespace != c.namespace {
+	m := s.inside()
+	if m.name == "" || m.client.upstream != c.upstream || m.client.namespace != c.namespace {
 		return fmt.Errorf("%w: session was not given out by a client of this upstream and namespace", ErrInvalid)
 	}
 	return nil

@@ -146,11 +146,15 @@ type Session struct {
 	// shared for at most 24 hours, whatever its Expiry.
 	Expiry time.Time
 
-	meta *meta
+	meta *hidden
 }
 
-// meta is what makes a Session larger than its two fields, behind one pointer
-// so that copying stays cheap and nothing in it is printed.
+// hidden is a session's meta, behind one pointer so that copying stays cheap,
+// and behind a func for the reason that secret has one: a printer would find the
+// key and, through the client, the authenticator with its password.
+type hidden struct{ reveal func() meta }
+
+// meta is what makes a Session larger than its two fields.
 type meta struct {
 	values map[string]Token
 	key    string
@@ -164,45 +168,43 @@ type meta struct {
 // and travel with the session. At most 32 of at most 1 KiB each, name included;
 // a login that returns more is [ErrIncomplete].
 func (s Session) WithValue(name, value string) Session {
-	m := &meta{values: map[string]Token{}}
-	if s.meta != nil {
-		*m = *s.meta
-		m.values = make(map[string]Token, len(s.meta.values)+1)
-		for k, v := range s.meta.values {
-			m.values[k] = v
-		}
+	m := s.inside()
+	values := make(map[string]Token, len(m.values)+1)
+	for k, v := range m.values {
+		values[k] = v
 	}
-	m.values[name] = NewToken(value)
-	s.meta = m
+	values[name] = NewToken(value)
+	m.values = values
+	return s.with(m)
+}
+
+// inside returns the meta of s, the zero one for a session that has none.
+func (s Session) inside() meta {
+	if s.meta == nil {
+		return meta{}
+	}
+	return s.meta.reveal()
+}
+
+// with returns s with m as its meta.
+func (s Session) with(m meta) Session {
+	s.meta = &hidden{func() meta { return m }}
 	return s
 }
 
 // Value returns the value stored under name, "" when there is none.
 func (s Session) Value(name string) string {
-	if s.meta == nil {
-		return ""
-	}
-	return s.meta.values[name].Reveal()
+	return s.inside().values[name].Reveal()
 }
 
 // Key returns the key the session was obtained for, "" for one that no client
 // gave out.
-func (s Session) Key() string {
-	if s.meta == nil {
-		return ""
-	}
-	return s.meta.key
-}
+func (s Session) Key() string { return s.inside().key }
 
 // Generation returns the session's number: a fencing token that grows per key
 // for ever and fits a signed 64-bit column. 0 for a session that no client gave
 // out.
-func (s Session) Generation() uint64 {
-	if s.meta == nil {
-		return 0
-	}
-	return s.meta.gen
-}
+func (s Session) Generation() uint64 { return s.inside().gen }
 
 // String returns [redacted].
 func (s Session) String() string { return redacted }

@@ -818,7 +818,7 @@ func TestLateUnlockSparesTheNextHolder(t *testing.T) {
 	})
 	t.Run("redis", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			m, client := redistest.Bubble(t)
+			m, client := bubbleRedis(t)
 			gone := &cut{}
 			rdb := client()
 			rdb.AddHook(cutHook{gone})
@@ -1125,7 +1125,7 @@ func (h *commands) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 
 func TestLockIsAFreshNonceSetInOneStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m, client := redistest.Bubble(t)
+		m, client := bubbleRedis(t)
 		lock := func() string {
 			for _, name := range m.Keys() {
 				if strings.HasSuffix(name, lockSuffix) {
@@ -1681,9 +1681,9 @@ func TestCancelBeforeTheSecondRunReturnsBothErrors(t *testing.T) {
 func TestDifferentCredentialsKeepDifferentSessions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, sp, u := new(sessionlock.MemoryCache), &spy{}, &upstream{life: time.Hour}
-		with := func(print string) *sessionlock.Client {
+		with := func(version string) *sessionlock.Client {
 			return newClient(t, u, store, sessionlock.WithLocker(spyLocker{sp, new(memoryLocker)}),
-				sessionlock.WithFingerprint(func(context.Context, string) (string, error) { return print, nil }))
+				sessionlock.WithFingerprint(func(context.Context, string) (string, error) { return version, nil }))
 		}
 		assert.Equal(t, "bob/1", tokenOf(t, with("p1"), "bob"))
 		assert.Equal(t, "bob/2", tokenOf(t, with("p2"), "bob"))

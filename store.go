@@ -187,14 +187,19 @@ func (st *store) renew(ctx context.Context, l *lease) error {
 // commit ends the lease's attempt with res. While the store cannot be reached it
 // tries again until the lease is over, because a login was paid for it.
 func (st *store) commit(ctx context.Context, l *lease, res entry.Result) (v entry.Verdict, displaced entry.Session, now snapshot, err error) {
+	var unanswered entry.Session // displaced by a swap that may have been executed
 	for pause := 20 * time.Millisecond; ; pause *= 2 {
 		now, err = st.change(ctx, l.name, l.from, func(e entry.Entry, t entry.Time) entry.Entry {
 			e, displaced, v = st.rules.Commit(e, l.gen, l.nonce, res, t)
 			return e
 		})
+		if err == nil && displaced.Gen == 0 {
+			displaced = unanswered
+		}
 		if err == nil || !errors.Is(err, ErrUnavailable) || !l.alive() {
 			return v, displaced, now, err
 		}
+		unanswered = displaced
 		if sleep(ctx, pause) != nil {
 			return v, displaced, now, err
 		}

@@ -296,13 +296,13 @@ func (r Rules) Commit(e Entry, gen uint64, n Nonce, res Result, now Time) (next 
 		s.Session.Gen = gen
 		s.Failure = Failure{}
 		s.Proven = now.Add(min(r.Proving, res.Session.Expires.Sub(now)/4))
-		return s.keep(s.Session.Expires, s.Session.End), displaced, Stored
+		return s.keep(s.Session.Expires), displaced, Stored
 	}
 	switch res.Class {
 	case NotSent:
 		s.giveBack()
 	case Denied:
-		s.Failure = Failure{Class: Denied, Until: now.Add(r.Window), Streak: s.Failure.Streak}
+		s.fail(Denied, r.Window, now)
 	case Deferred:
 		s.giveBack()
 		s.fail(Deferred, max(min(res.Wait, r.Window), r.backoff(s)), now)
@@ -324,8 +324,14 @@ func (e *Entry) giveBack() {
 
 func (r Rules) backoff(e Entry) time.Duration { return r.Retry.Delay(int(e.Failure.Streak)) }
 
+// fail records a failure. It never shortens one that is in force: a session
+// that was rejected meanwhile may have set a longer wait.
 func (e *Entry) fail(c Class, wait time.Duration, now Time) {
-	e.Failure = Failure{Class: c, Until: now.Add(wait), Streak: min(e.Failure.Streak+1, 200)}
+	streak := e.Failure.Streak
+	if c != Denied { // a denial has a wait of its own and drives no back-off
+		streak = min(streak+1, 200)
+	}
+	e.Failure = Failure{Class: c, Until: max(now.Add(wait), e.Failure.Until), Streak: streak}
 }
 
 // Invalidate removes the stored session if it is generation gen, and closes the
@@ -359,7 +365,8 @@ func (r Rules) Invalidate(e Entry, gen uint64, now Time) Entry {
 
 // Clear ends the key's session for a logout and returns it. A login in flight
 // becomes stale; counts and failures stay. A key without an entry stays so:
-// nothing can have been begun under it.
+// nothing can have been begun under it. It needs no nonce: a repeated swap finds
+// its own bytes, and a caller who asks twice wants two logouts.
 func Clear(e Entry, now Time) (next Entry, removed Session) {
 	if e == (Entry{}) {
 		return e, Session{}
@@ -378,10 +385,10 @@ func Unsuppress(e Entry) Entry {
 	return e
 }
 
-// Touch extends the stored session's life to now + ttl if it is generation gen,
-// never past its End and never backwards.
+// Touch extends the stored session's life to now + ttl if it is generation gen
+// and alive, never past its End and never backwards.
 func Touch(e Entry, gen uint64, ttl time.Duration, now Time) Entry {
-	if gen == 0 || e.Session.Gen != gen {
+	if gen == 0 || e.Session.Gen != gen || now >= e.Session.Expires {
 		return e
 	}
 	until := now.Add(ttl)
@@ -400,9 +407,13 @@ func (e Entry) keep(times ...Time) Entry {
 	return e
 }
 
+// maxKept bounds a TTL: no rule looks further ahead, but a forged Keep might.
+const maxKept = 366 * 24 * time.Hour
+
 // TTL is how long a store must keep the entry: until nothing in it matters and
 // a minute longer. It is never shortened by a session's end, because the entry
 // also remembers generations and counts; only the store's own expiry deletes it.
 func (e Entry) TTL(now Time) time.Duration {
-	return max(e.Keep.Sub(now), 0) + time.Minute
+	kept := min(max(e.Keep-now, 0), Time(maxKept/time.Microsecond))
+	return kept.Sub(0) + time.Minute
 }

@@ -822,11 +822,13 @@ func TestEntryIsKeptUntilTheLastThingInItIsOverAndAMinute(t *testing.T) {
 	res := session(now)
 	res.Session.Expires, res.Session.End = now.Add(2*window), now.Add(3*window)
 	e = committed(t, e, ours, res, now)
-	require.Equal(t, 3*window+time.Minute, e.TTL(now))
-	assert.Equal(t, 2*window+time.Minute, e.TTL(now.Add(window)))
+	require.Equal(t, 2*window+time.Minute, e.TTL(now), "until the session is used no more, not until it ends upstream")
+	assert.Equal(t, window+time.Minute, e.TTL(now.Add(window)))
 	assert.Equal(t, time.Minute, e.TTL(now.Add(day)), "never less")
-	res.Session.End = 0
-	assert.Equal(t, 2*window+time.Minute, committed(t, begun(t, entry.Entry{}, ours, now), ours, res, now).TTL(now))
+	e = entry.Touch(e, e.Session.Gen, 4*window, now)
+	assert.Equal(t, 3*window+time.Minute, e.TTL(now), "touched, to its end")
+	e.Keep = 1 << 54
+	assert.Equal(t, 366*day+time.Minute, e.TTL(now), "a forged one too ends")
 }
 
 func TestNothingShortensTheLifeOfAnEntry(t *testing.T) {

@@ -43,7 +43,8 @@ package entry_test
 // session that it does not name (P2). A caller gets only what is newer than
 // what it saw rejected (R1). The logout func gets neither the stored token nor
 // one known to be rejected (R5). A Do runs its func at most twice and logs in
-// at most once after the first run (R6). Nobody waits for a lock of his own.
+// at most once after the first run (R6). Nobody waits for a lock or an attempt
+// of his own.
 // From any state the rest ends without further faults, and then no token
 // lives upstream that nobody knows of.
 //
@@ -752,7 +753,7 @@ func (m *model) load(s *state, p int) {
 		a.pc = aIdle
 	default:
 		if a.noLogin {
-			if !e.Alive(s.time()) {
+			if !e.Alive(s.time()) || e.Open.Nonce == nonce(a.nonce) {
 				m.see("waits in vain")
 				m.deliver(s, p, sess{}, true)
 				a.pc = aIdle
@@ -811,6 +812,9 @@ func (m *model) lead(s *state, p int, seen int32) {
 		m.deliver(s, p, sess{}, false)
 	case entry.Busy:
 		m.see("begin busy")
+		if e.Open.Nonce == nonce(a.nonce) {
+			m.fail("process %d is told to wait for its own attempt", p)
+		}
 		if a.refresh {
 			m.deliver(s, p, sess{}, true)
 			return
@@ -1221,10 +1225,6 @@ func (m *model) atRest(s *state) {
 		a := &s.procs[p].att
 		if !s.procs[p].dead && s.lock != 0 && s.lock == a.nonce && (a.pc == aLoad || a.pc == aIdle) {
 			m.fail("process %d waits for its own lock", p)
-		}
-		e := m.entries[s.store]
-		if !s.procs[p].dead && a.pc == aLoad && e.Alive(s.time()) && e.Open.Nonce == nonce(a.nonce) {
-			m.fail("process %d waits for its own attempt", p)
 		}
 	}
 }

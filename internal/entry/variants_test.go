@@ -122,7 +122,7 @@ func TestModelFindsC5BeginThatDoesNotKnowItsNonce(t *testing.T) {
 
 func TestModelFindsC5BeginThatWaitsForItself(t *testing.T) {
 	find(
-		t, "waits for its own attempt",
+		t, "told to wait for its own attempt",
 		scenario{procs: procs{{doer}, {doer}}, faults: counts{replyLost: 1}},
 		weak{begin: weakBegin(func(e *entry.Entry, _ entry.Ask) { e.Open.Nonce = entry.Nonce{} })},
 	)

@@ -22,10 +22,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // marker is set for workers, to the setup of Start.
 const marker = "SESSIONLOCK_FLEET_WORKER"
+
+const patience = 10 * time.Second // for what a healthy system does at once
 
 // ErrDead is returned by calls of a process that has ended, or ended before it
 // answered.
@@ -249,9 +252,15 @@ func (p *Process) Kill() {
 	_ = p.in.Close()
 }
 
-// Stop freezes the process (SIGSTOP), until Continue or Kill. On systems that
-// cannot it skips the test.
-func (p *Process) Stop() { p.tb.Helper(); p.signal(sigstop) }
+// Stop freezes a running process (SIGSTOP) until Continue or Kill; when it
+// returns, nothing of it runs. On systems that cannot do that it skips the test.
+func (p *Process) Stop() {
+	p.tb.Helper()
+	p.signal(sigstop)
+	if err := awaitStop(p.Pid()); err != nil {
+		p.tb.Fatalf("fleet: stop: %v", err)
+	}
+}
 
 // Continue lets a stopped process go on.
 func (p *Process) Continue() { p.tb.Helper(); p.signal(sigcont) }

@@ -369,10 +369,8 @@ func (h *Hub) receive(ctx context.Context, l *link) error {
 		switch f := frame.(type) {
 		case *redis.Message:
 			h.wake(f.Channel)
-		case *redis.Subscription:
-			if f.Kind == "subscribe" {
-				h.wake(f.Channel)
-			}
+		case *redis.Subscription: // that of an unsubscription finds nobody, or wakes for nothing
+			h.wake(f.Channel)
 		}
 	}
 }

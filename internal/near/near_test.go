@@ -60,6 +60,15 @@ func TestMapHoldsAtLeastTheOneJustAdded(t *testing.T) {
 	}
 }
 
+func TestFloodOfKeysIsBounded(t *testing.T) {
+	const size = 1000
+	m := newMap(size)
+	for i := range 100_000 {
+		m.LoadOrNew(fmt.Sprint(i))
+	}
+	assert.Equal(t, size, count(m))
+}
+
 func TestLoadFindsWhatIsThereAndAddsNothing(t *testing.T) {
 	m := newMap(10)
 	_, ok := m.Load("a")

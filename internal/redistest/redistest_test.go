@@ -207,9 +207,82 @@ func TestProxyDropRepliesExecutes(t *testing.T) {
 	assert.Equal(t, "v", straight.Get(t.Context(), "k").Val())
 
 	p.Heal()
+	require.Eventually(t, func() bool { return ping(t.Context(), through) == nil }, soon, 5*time.Millisecond)
 	p.BlackHole()
 	require.Error(t, through.Set(t.Context(), "k", "w", 0).Err())
 	assert.Equal(t, "v", straight.Get(t.Context(), "k").Val(), "a black hole executes nothing")
+}
+
+// echo is a server that sends back what it gets, and hangs up after a "bye".
+func echo(t *testing.T) (addr string) {
+	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				b := make([]byte, 3)
+				for string(b) != "bye" {
+					if _, err := io.ReadFull(c, b); err != nil {
+						return
+					}
+					if _, err := c.Write(b); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return ln.Addr().String()
+}
+
+func dial(t *testing.T, addr string) net.Conn {
+	c, err := new(net.Dialer).DialContext(t.Context(), "tcp", addr)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	require.NoError(t, c.SetDeadline(time.Now().Add(soon)))
+	return c
+}
+
+func TestProxyHealedConnectionIsWholeOrClosed(t *testing.T) {
+	p := redistest.NewProxy(t, echo(t))
+	for range 50 {
+		c := dial(t, p.Addr())
+		p.BlackHole()
+		_, err := c.Write([]byte("one"))
+		require.NoError(t, err)
+		time.Sleep(time.Millisecond) // to be swallowed, in most rounds
+		p.Heal()
+		b := make([]byte, 3)
+		_, err = io.ReadFull(c, b)
+		var timeout net.Error
+		require.False(t, errors.As(err, &timeout) && timeout.Timeout(), "silence")
+		if err == nil {
+			assert.Equal(t, "one", string(b))
+		}
+	}
+}
+
+func TestProxyBlackHoleHidesTheEndOfAConnection(t *testing.T) {
+	p := redistest.NewProxy(t, echo(t))
+	c := dial(t, p.Addr())
+	p.DropReplies()
+	_, err := c.Write([]byte("bye"))
+	require.NoError(t, err)
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(200*time.Millisecond)))
+	_, err = c.Read(make([]byte, 1))
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+
+	p.Heal()
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(soon)))
+	_, err = c.Read(make([]byte, 1))
+	require.Error(t, err)
+	assert.NotErrorIs(t, err, os.ErrDeadlineExceeded)
 }
 
 func TestProxyDelayIsALatencyEachWay(t *testing.T) {

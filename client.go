@@ -541,7 +541,7 @@ func (c *Client) try(ctx context.Context, l *local, a *attempt, rejected uint64)
 	}
 	w := &waiting{contention: c.contention, store: c.store, name: p.entry, start: time.Now()}
 	defer w.stop()
-	q := ask{name: p.entry, lock: p.lock, nonce: entry.NewNonce(), after: a.no.gen}
+	q := ask{name: p.entry, lock: p.lock, after: a.no.gen}
 	for {
 		var verdict entry.Verdict
 		verdict, seen, err = c.acquire(ctx, l, a, q, seen)

@@ -232,7 +232,7 @@ func ExampleToken() {
 	var answer struct{ Token sessionlock.Token }
 	_ = json.Unmarshal([]byte(`{"Token":"s3cret"}`), &answer)
 	fmt.Printf("%v %q %x %+v\n", answer.Token, answer.Token, answer.Token, answer)
-	slog.New(slog.NewTextHandler(os.Stdout, withoutTime)).Info("logged in", "token", answer.Token)
+	slog.New(slog.NewTextHandler(os.Stdout, withoutTime)).Info("logged in", slog.Any("token", answer.Token))
 	fmt.Println(answer.Token.Reveal())
 	// Output:
 	// [redacted] [redacted] [redacted] {Token:[redacted]}
@@ -347,7 +347,7 @@ func ExampleClient_For() {
 	ctx := context.Background()
 	client := client()
 	defer client.Close(ctx)
-	var bob *sessionlock.Handle = client.For("bob")
+	bob := client.For("bob") // a *sessionlock.Handle
 	show(bob.Session(ctx))
 	var on sessionlock.Doer = bob
 	length, err := sessionlock.Call(ctx, on, func(_ context.Context, s sessionlock.Session) (int, error) {

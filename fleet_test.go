@@ -233,14 +233,14 @@ func (w *worker) hold(ctx context.Context, o order) {
 
 // company is a fleet at work: a Redis, an upstream, and the processes.
 type company struct {
-	t        *testing.T
+	t        testing.TB
 	redis    *redistest.Server
 	upstream *sessionlocktest.Upstream
 	workers  []*fleet.Process
 	eye      *sessionlock.Client // of this process, to look at entries
 }
 
-func found(t *testing.T, n int, s setup) *company {
+func found(t testing.TB, n int, s setup) *company {
 	t.Helper()
 	c := &company{t: t, redis: redistest.Start(t), upstream: sessionlocktest.NewUpstream(t)}
 	s.Redis, s.Upstream = c.redis.Addr(), c.upstream.URL
@@ -254,7 +254,7 @@ func found(t *testing.T, n int, s setup) *company {
 	return c
 }
 
-func closeClient(t *testing.T, c *sessionlock.Client) {
+func closeClient(t testing.TB, c *sessionlock.Client) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 20*time.Second)
 	defer cancel()
@@ -337,7 +337,7 @@ func (c *company) logins(want int, key string) {
 }
 
 // oneSession checks that n callers all got the same session, and returns it.
-func oneSession(t *testing.T, n int, outcomes []outcome) outcome {
+func oneSession(t testing.TB, n int, outcomes []outcome) outcome {
 	t.Helper()
 	require.Len(t, outcomes, n)
 	for _, o := range outcomes {
@@ -350,7 +350,7 @@ func oneSession(t *testing.T, n int, outcomes []outcome) outcome {
 }
 
 // refused checks that n callers all got an error that matches what is named.
-func refused(t *testing.T, n int, outcomes []outcome, is ...string) {
+func refused(t testing.TB, n int, outcomes []outcome, is ...string) {
 	t.Helper()
 	require.Len(t, outcomes, n)
 	for _, o := range outcomes {

@@ -42,7 +42,7 @@ func seen(t testing.TB, s, where string) {
 	shown := strings.ToLower(s)
 	for _, form := range []string{
 		canary, fmt.Sprintf("%x", canary), fmt.Sprintf("% x", canary), strings.Trim(fmt.Sprint([]byte(canary)), "[]"),
-		strings.ToLower(strings.TrimSuffix(fmt.Sprintf("%#v", []byte(canary)), "}"))[len("[]byte{"):],
+		strings.TrimSuffix(fmt.Sprintf("%#v", []byte(canary)), "}")[len("[]byte{"):],
 	} {
 		if strings.Contains(shown, form) {
 			t.Errorf("%s shows the secret: %.300s", where, s)
@@ -332,11 +332,13 @@ func TestContextThatIsOverTouchesNothing(t *testing.T) {
 		}, []error{context.DeadlineExceeded}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 			u := &upstream{}
 			c, s := watched(t, u)
 			own, err := c.Session(t.Context(), "warm")
 			require.NoError(t, err)
-			before := asks(s)
+			synctest.Wait()
+			before := s.count()
 			ctx, cancel := tt.ctx(t.Context())
 			defer cancel()
 			errs := everyCall(ctx, c, "cold")
@@ -347,8 +349,10 @@ func TestContextThatIsOverTouchesNothing(t *testing.T) {
 					require.ErrorIs(t, err, want, call)
 				}
 			}
-			assert.Equal(t, before, asks(s))
+			synctest.Wait()
+			assert.Equal(t, before, s.count())
 			assert.Equal(t, 1, u.logins())
+			})
 		})
 	}
 }
@@ -568,7 +572,7 @@ func printed(v any) map[string]string {
 		"slog json": func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) },
 	} {
 		write(name, func(w io.Writer) error {
-			slog.New(handler(w)).Info("msg", "v", v, slog.Group("g", slog.Any("v", v)))
+			slog.New(handler(w)).Info("msg", slog.Any("v", v), slog.Group("g", slog.Any("v", v)))
 			return nil
 		})
 	}
@@ -675,7 +679,10 @@ func TestSessionIsNeverPrinted(t *testing.T) {
 			}
 		}
 	}
-	assert.Equal(t, "[redacted]", fmt.Sprintf("%+v", given(t, "bob")))
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d", "%t"} {
+		assert.Equal(t, "[redacted]", fmt.Sprintf(verb, given(t, "bob")))
+		assert.Equal(t, "[redacted]", fmt.Sprintf(verb, sessionlock.Session{}))
+	}
 }
 
 // told collects what an assertion says.
@@ -909,9 +916,9 @@ func TestLoginErrorDoesNotPrintItsCause(t *testing.T) {
 	}
 }
 
-type typedNil struct{}
+type nilError struct{}
 
-func (*typedNil) Error() string { return "typed nil" }
+func (*nilError) Error() string { return "typed nil" }
 
 func TestMarksOfNilAreNil(t *testing.T) {
 	assert.NoError(t, sessionlock.Denied(nil))
@@ -937,7 +944,7 @@ func TestOutermostMarkWins(t *testing.T) {
 		wait time.Duration
 	}{
 		"unmarked":              {io.EOF, sessionlock.LoginUnknown, 250 * time.Millisecond},
-		"a typed nil":           {(*typedNil)(nil), sessionlock.LoginUnknown, 250 * time.Millisecond},
+		"a typed nil":           {(*nilError)(nil), sessionlock.LoginUnknown, 250 * time.Millisecond},
 		"denied":                {sessionlock.Denied(io.EOF), sessionlock.LoginDenied, 15 * time.Minute},
 		"denied, wrapped":       {fmt.Errorf("log in: %w", sessionlock.Denied(io.EOF)), sessionlock.LoginDenied, 15 * time.Minute},
 		"denied, joined":        {errors.Join(io.EOF, sessionlock.Denied(io.EOF)), sessionlock.LoginDenied, 15 * time.Minute},
@@ -1040,7 +1047,7 @@ func TestAnyErrorOfTheFuncIsReturnedAsItIs(t *testing.T) {
 	u := &upstream{}
 	c, _ := watched(t, u)
 	for name, want := range map[string]error{
-		"plain": io.EOF, "a typed nil": (*typedNil)(nil), "joined": errors.Join(io.EOF, errDead), "cancelled": context.Canceled,
+		"plain": io.EOF, "a typed nil": (*nilError)(nil), "joined": errors.Join(io.EOF, errDead), "cancelled": context.Canceled,
 		"ours": sessionlock.ErrRejected, "denied": sessionlock.Denied(io.EOF), "wrapped": fmt.Errorf("x: %w", io.EOF),
 	} {
 		assert.Equal(t, want, c.Do(t.Context(), "bob", func(context.Context, sessionlock.Session) error { return want }), name)
@@ -1175,8 +1182,8 @@ func TestTinyNearCacheFailsNobody(t *testing.T) {
 // evicting is a context that makes its near entry leave between the look-up and
 // the attempt: asking it for a value fills the near cache with other keys.
 type evicting struct {
-	context.Context
-	fill func()
+	context.Context //nolint:containedctx // it is one
+	fill            func()
 }
 
 func (e evicting) Value(key any) any {

@@ -84,16 +84,16 @@ func (st *store) change(ctx context.Context, name string, from snapshot, rule fu
 // ask is what a caller wants of acquire.
 type ask struct {
 	name, lock string // of entry and lock
-	nonce      entry.Nonce
 	after      uint64 // the generation that will not do
 }
 
 // lease is a lock with the attempt begun under it.
 type lease struct {
 	ask
-	lock Lock
-	gen  uint64
-	from snapshot
+	lock  Lock
+	nonce entry.Nonce
+	gen   uint64
+	from  snapshot
 
 	unsure bool // whether the attempt was begun: nobody answered
 
@@ -121,7 +121,7 @@ func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdi
 	if err != nil {
 		return entry.Free, nil, from, err
 	}
-	l := &lease{ask: a, lock: lock, until: sent.Add(st.lockTTL)}
+	l := &lease{ask: a, lock: lock, nonce: entry.NewNonce(), until: sent.Add(st.lockTTL)}
 	verdict, err := st.begin(ctx, l, from)
 	switch {
 	case err != nil:

@@ -1,7 +1,6 @@
 package keyname_test
 
 import (
-	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -138,7 +137,7 @@ func FuzzTag(f *testing.F) {
 		a := keyname.Namer{Secret: secret, Namespace: n1, Upstream: u1}
 		b := keyname.Namer{Secret: secret, Namespace: n2, Upstream: u2}
 		same := n1 == n2 && u1 == u2 && k1 == k2
-		require.Equal(t, same, a.Tag(k1) == b.Tag(k2), fmt.Sprintf("%q %q", []string{n1, u1, k1}, []string{n2, u2, k2}))
+		require.Equalf(t, same, a.Tag(k1) == b.Tag(k2), "%q %q", []string{n1, u1, k1}, []string{n2, u2, k2})
 		require.Equal(t, same, a.Entry(k1, "") == b.Entry(k2, ""))
 		for _, name := range []string{a.Entry(k1, k2), a.Lock(u2, k1)} {
 			require.Regexp(t, shape, name)

@@ -49,7 +49,7 @@ func TestSwap(t *testing.T) {
 			}
 		}
 
-		assert.Equal(t, "", swap(t, rdb, "one", "two"), "nothing is there")
+		assert.Empty(t, swap(t, rdb, "one", "two"), "nothing is there")
 		assert.False(t, pushed())
 		assert.Equal(t, int64(1), swap(t, rdb, "", "one"))
 		assert.True(t, pushed())
@@ -166,7 +166,7 @@ func FuzzSwap(f *testing.F) {
 	m, client := redistest.Bubble(f)
 	rdb := client()
 	f.Fuzz(func(t *testing.T, stored, old, next, key string) {
-		ctx := context.Background() //nolint:usetesting // t.Context is no different in a fuzz target
+		ctx := t.Context()
 		m.FlushAll()
 		if stored != "" {
 			require.NoError(t, rdb.Set(ctx, key, stored, 0).Err())

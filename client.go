@@ -364,11 +364,13 @@ type Doer interface {
 
 // Call is Do for a func with a result. The result is the zero T with an error.
 func Call[T any](ctx context.Context, on Doer, fn func(context.Context, Session) (T, error)) (T, error) {
-	if fn == nil {
-		var zero T
-		return zero, on.Do(ctx, nil)
-	}
 	var got T
+	if on == nil {
+		return got, fmt.Errorf("%w: no Doer to call on", ErrInvalid)
+	}
+	if fn == nil {
+		return got, on.Do(ctx, nil)
+	}
 	err := on.Do(ctx, func(ctx context.Context, s Session) (err error) {
 		got, err = fn(ctx, s)
 		return err

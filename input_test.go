@@ -31,6 +31,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/sessionlock/sessionlock"
+	"github.com/sessionlock/sessionlock/sessionlocktest"
 )
 
 // canary must not be seen anywhere but where it was put.
@@ -41,7 +42,7 @@ func seen(t testing.TB, s, where string) {
 	t.Helper()
 	shown := strings.ToLower(s)
 	for _, form := range []string{
-		canary, fmt.Sprintf("%x", canary), fmt.Sprintf("% x", canary), strings.Trim(fmt.Sprint([]byte(canary)), "[]"),
+		canary, fmt.Sprintf("%x", canary), fmt.Sprintf("% x", canary), strings.Trim(fmt.Sprintf("%d", []byte(canary)), "[]"),
 		strings.TrimSuffix(fmt.Sprintf("%#v", []byte(canary)), "}")[len("[]byte{"):],
 	} {
 		if strings.Contains(shown, form) {
@@ -333,25 +334,25 @@ func TestContextThatIsOverTouchesNothing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-			u := &upstream{}
-			c, s := watched(t, u)
-			own, err := c.Session(t.Context(), "warm")
-			require.NoError(t, err)
-			synctest.Wait()
-			before := s.count()
-			ctx, cancel := tt.ctx(t.Context())
-			defer cancel()
-			errs := everyCall(ctx, c, "cold")
-			errs["Invalidate"] = c.Invalidate(ctx, own)
-			_, errs["warm"] = c.Session(ctx, "warm")
-			for call, err := range errs {
-				for _, want := range tt.want {
-					require.ErrorIs(t, err, want, call)
+				u := &upstream{}
+				c, s := watched(t, u)
+				own, err := c.Session(t.Context(), "warm")
+				require.NoError(t, err)
+				synctest.Wait()
+				before := s.count()
+				ctx, cancel := tt.ctx(t.Context())
+				defer cancel()
+				errs := everyCall(ctx, c, "cold")
+				errs["Invalidate"] = c.Invalidate(ctx, own)
+				_, errs["warm"] = c.Session(ctx, "warm")
+				for call, err := range errs {
+					for _, want := range tt.want {
+						require.ErrorIs(t, err, want, call)
+					}
 				}
-			}
-			synctest.Wait()
-			assert.Equal(t, before, s.count())
-			assert.Equal(t, 1, u.logins())
+				synctest.Wait()
+				assert.Equal(t, before, s.count())
+				assert.Equal(t, 1, u.logins())
 			})
 		})
 	}
@@ -1197,7 +1198,7 @@ func TestEvictionWhileACallBeginsFailsNobody(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = c.Close(context.WithoutCancel(t.Context())) })
 	fill := sync.OnceFunc(func() {
-		for i := range 5 {
+		for i := range 100 { // far more than are ever kept
 			mustSession(t, c, fmt.Sprint(i))
 		}
 	})
@@ -1223,4 +1224,36 @@ func TestTenThousandCallersOfOneKeyCostOneLogin(t *testing.T) {
 	assert.Equal(t, 1, u.logins())
 	assert.Equal(t, []string{"bob/1"}, slices.Compact(tokens))
 	assert.Equal(t, 1, s.count(opLock))
+}
+
+// A client is printed by whoever prints the struct it is kept in, or by a panic.
+func TestClientIsNeverPrinted(t *testing.T) {
+	c, err := sessionlock.New(acme, &password{canary}, sessionlock.WithCache(new(sessionlock.MemoryCache)),
+		sessionlock.WithKeySecret([]byte(canary+canary+canary)))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close(context.WithoutCancel(t.Context())) })
+	for name, v := range map[string]any{"client": c, "handle": c.For(canary)} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+			seen(t, fmt.Sprintf(verb, v), verb+" of a "+name)
+		}
+		var b bytes.Buffer
+		slog.New(slog.NewJSONHandler(&b, nil)).Info("msg", slog.Any("v", v))
+		slog.New(slog.NewTextHandler(&b, nil)).Info("msg", slog.Any("v", v))
+		seen(t, b.String(), "a log line of a "+name)
+	}
+}
+
+func TestNilResponseAndNilDoerAreInvalid(t *testing.T) {
+	require.ErrorIs(t, sessionlock.LoginStatus(nil), sessionlock.ErrInvalid)
+	_, err := sessionlock.Call(t.Context(), nil, func(context.Context, sessionlock.Session) (int, error) { return 1, nil })
+	require.ErrorIs(t, err, sessionlock.ErrInvalid)
+}
+
+func TestLongestWaitIsCountedRight(t *testing.T) {
+	_, err := sessionlock.New("up", sessionlocktest.Static(), sessionlock.WithCache(new(sessionlock.MemoryCache)),
+		sessionlock.WithWait(100_000, 24*time.Hour))
+	require.NoError(t, err)
+	_, err = sessionlock.New("up", sessionlocktest.Static(), sessionlock.WithCache(new(sessionlock.MemoryCache)),
+		sessionlock.WithWait(100_001, 24*time.Hour))
+	require.ErrorIs(t, err, sessionlock.ErrInvalid)
 }

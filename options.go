@@ -273,7 +273,7 @@ func (c *config) validate(upstream string) error {
 	check(c.budget > 0 && c.budget <= 1000, "WithLoginBudget's n is %d, not between 1 and 1000", c.budget)
 	check(c.nearMax >= 0, "WithNearCache's keys is %d", c.nearMax)
 	check(c.reauthMin <= c.reauthMax, "WithReauthBackoff's min is over its max")
-	check(c.contention.attempts > 0 && c.contention.attempts <= 1_000_000, "WithWait's attempts is %d, not between 1 and 1000000", c.contention.attempts)
+	check(c.contention.attempts > 0 && c.contention.attempts <= 100_000, "WithWait's attempts is %d, not between 1 and 100000", c.contention.attempts)
 	if len(wrong) == 0 {
 		total := c.contention.total()
 		check(total > c.lockTTL, "WithWait waits %v in total, not longer than the lock TTL of %v: a dead leader would outlast its waiters", total, c.lockTTL)

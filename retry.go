@@ -151,9 +151,12 @@ func (e *markedError) Unwrap() error { return e.err }
 // LoginStatus maps the status of a login's response: nil for 2xx; [Denied] for
 // 400, 401 and 403; [RetryAfter] for 429 and 503, with the wait that the
 // Retry-After header asks for (RFC 9110, 10.2.3: seconds or a date); an
-// unmarked error for the rest. It neither reads nor closes the body and never
+// unmarked error for the rest, [ErrInvalid] for nil. It neither reads nor closes the body and never
 // quotes it.
 func LoginStatus(r *http.Response) error {
+	if r == nil {
+		return fmt.Errorf("%w: response is nil", ErrInvalid)
+	}
 	err := fmt.Errorf("login answered with status %d", r.StatusCode)
 	switch {
 	case r.StatusCode/100 == 2:

@@ -166,7 +166,8 @@ type meta struct {
 // WithValue returns a copy of s that also carries value under name: a refresh
 // token, a CSRF token, the instance URL a login returned. Values are secrets
 // and travel with the session. At most 32 of at most 1 KiB each, name included;
-// a login that returns more is [ErrIncomplete].
+// a login that returns more is [ErrIncomplete]. Unlike the token a value may be
+// any bytes: it is for the caller to know where it goes.
 func (s Session) WithValue(name, value string) Session {
 	m := s.inside()
 	values := make(map[string]Token, len(m.values)+1)

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -279,11 +280,13 @@ func TestSessionThatProvedItselfIsRepairedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := &upstream{life: time.Hour}
 		c := newClient(t, u, new(sessionlock.MemoryCache))
-		for n := range 5 {
+		for n := 1; n < 10; n += 2 {
+			tokenOf(t, c, "bob")
+			time.Sleep(30 * time.Second) // what the one before was refused for is forgotten
 			require.NoError(t, c.Do(t.Context(), "bob", rejectOld(fmt.Sprintf("bob/%d", n))))
-			time.Sleep(30 * time.Second)
+			require.NoError(t, c.Do(t.Context(), "bob", rejectOld(fmt.Sprintf("bob/%d", n+1))), "the first young one")
 		}
-		assert.Equal(t, 5, u.logins())
+		assert.Equal(t, 11, u.logins())
 	})
 }
 
@@ -721,6 +724,31 @@ func TestLeaderLeftBeforeItsLoginSendsNone(t *testing.T) {
 	})
 }
 
+func TestLoginNeverBeginsForNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var leave context.CancelFunc
+		u := &upstream{life: time.Hour}
+		u.script = func(ctx context.Context, key string, n int) (sessionlock.Session, error) {
+			assert.NoError(t, ctx.Err())
+			return u.grant(key, n), nil
+		}
+		sp := &spy{after: func(_ context.Context, op, _ string) error {
+			if op == opSwap {
+				leave()
+			}
+			return nil
+		}}
+		c := newClient(t, u, spyCache{sp, new(sessionlock.MemoryCache)}, sessionlock.WithLocker(new(memoryLocker)))
+		for i := range 300 { // the caller leaves as its attempt is begun: either is first
+			ctx, cancel := context.WithCancel(t.Context())
+			leave = cancel
+			_, _ = c.Session(ctx, strconv.Itoa(i))
+			synctest.Wait()
+			cancel()
+		}
+	})
+}
+
 func TestPanicOfDoPassesThrough(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := &upstream{life: time.Hour}
@@ -805,6 +833,53 @@ func TestJoinerIsNotHandedWhatItRejected(t *testing.T) {
 		assert.Equal(t, "bob/1", got.session.Token.Reveal(), "it did not know better")
 		assert.Equal(t, 2, u.logins())
 	})
+}
+
+func TestSessionBroughtBackByAFailoverIsNotAdopted(t *testing.T) {
+	for _, joins := range []bool{false, true} {
+		t.Run(map[bool]string{false: "alone", true: "by a joiner"}[joins], func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store, names, u := new(sessionlock.MemoryCache), &spy{}, &upstream{life: time.Hour}
+				a := newClient(t, u, spyCache{names, store})
+				tokenOf(t, a, "bob")
+				name := names.seen(entrySuffix)[0]
+				older, err := store.Load(t.Context(), name)
+				require.NoError(t, err)
+				require.NoError(t, a.Do(t.Context(), "bob", rejectOld("bob/1")))
+				require.NoError(t, a.Close(t.Context()))
+
+				slow := atomic.Bool{}
+				sp := &spy{after: func(_ context.Context, op, name string) error {
+					if op == opLoad && isEntry(name) && slow.CompareAndSwap(true, false) {
+						time.Sleep(500 * time.Millisecond)
+					}
+					return nil
+				}}
+				c := newClient(t, u, spyCache{sp, store}, sessionlock.WithNearCache(0, time.Minute))
+				var saw []string
+				var gens []uint64
+				err = c.Do(t.Context(), "bob", func(ctx context.Context, s sessionlock.Session) error {
+					saw, gens = append(saw, s.Token.Reveal()), append(gens, s.Generation())
+					if len(saw) > 1 {
+						return nil
+					}
+					newer, err := store.Load(ctx, name)
+					assert.NoError(t, err)
+					_, err = store.CompareAndSwap(ctx, name, newer, older, time.Hour)
+					assert.NoError(t, err)
+					if joins {
+						slow.Store(true)
+						askFor(ctx, c, "bob")
+						synctest.Wait()
+					}
+					return sessionlock.Reject(errDead)
+				})
+				require.NoError(t, err)
+				assert.Equal(t, []string{"bob/2", "bob/3"}, saw)
+				assert.Greater(t, gens[1], gens[0])
+			})
+		})
+	}
 }
 
 func TestRejectedSessionIsNotKeptNear(t *testing.T) {
@@ -919,7 +994,7 @@ func TestDisplacedSessionIsEndedAfterAGrace(t *testing.T) {
 		at := time.Now()
 		assert.Equal(t, "bob/2", tokenOf(t, c, "bob"))
 		time.Sleep(time.Hour / 2)
-		assert.Equal(t, []string{"bob/1"}, u.ended())
+		require.Equal(t, []string{"bob/1"}, u.ended())
 		assert.Equal(t, 30*time.Second, u.outAt[0].Sub(at), "requests may still use it")
 	})
 }
@@ -1225,19 +1300,43 @@ func TestCloseEndsGracesAtOnce(t *testing.T) {
 	})
 }
 
-// The bubble itself fails when a goroutine is left.
+// ours returns the other goroutines of this bubble that run code of the library.
+func ours() (stacks []string) {
+	buf := make([]byte, 1<<22)
+	all := strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n")
+	_, rest, _ := strings.Cut(all[0], "synctest bubble ")
+	bubble, _, _ := strings.Cut(rest, "]")
+	for _, stack := range all[1:] {
+		head, calls, _ := strings.Cut(stack, "\n")
+		library := strings.Contains(calls, "/sessionlock.(") || strings.Contains(calls, "/internal/hub.")
+		if strings.HasSuffix(strings.TrimSuffix(head, "]:"), "synctest bubble "+bubble) && library {
+			stacks = append(stacks, stack)
+		}
+	}
+	return stacks
+}
+
 func TestCloseEndsEveryGoroutine(t *testing.T) {
 	eachStore(t, func(t *testing.T, process func() sessionlock.Option) {
-		u := &upstream{life: time.Hour}
-		c := newProcess(t, u, process())
-		for i := range 10 {
-			tokenOf(t, c, strconv.Itoa(i))
+		u := &upstream{life: time.Hour, takes: time.Second}
+		first := newProcess(t, u, process())
+		leader := askFor(t.Context(), first, "0")
+		synctest.Wait()
+		require.NotEmpty(t, ours(), "a login is under way")
+		require.NoError(t, (<-leader).err)
+		require.NoError(t, first.Close(t.Context()))
+		for _, patience := range []time.Duration{0, time.Minute} {
+			c := newProcess(t, u, process())
+			for i := range 5 {
+				tokenOf(t, c, strconv.Itoa(i))
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			_ = c.Close(ctx)
+			cancel()
+			require.NoError(t, c.Close(t.Context()))
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-		defer cancel()
-		require.NoError(t, c.Close(ctx))
-		require.NoError(t, c.Close(ctx))
-		time.Sleep(time.Hour)
+		synctest.Wait()
+		assert.Empty(t, ours())
 	})
 }
 
@@ -1288,7 +1387,7 @@ func TestSessionThatCannotBeStoredStillServesItsProcess(t *testing.T) {
 		down.off.Store(false)
 		time.Sleep(time.Second)
 		synctest.Wait()
-		assert.Equal(t, []string{"bob/1"}, u.ended())
+		require.Equal(t, []string{"bob/1"}, u.ended())
 		assert.Equal(t, 30*time.Second, u.outAt[0].Sub(at))
 		assert.Equal(t, "bob/2", tokenOf(t, c, "bob"))
 	})
@@ -1321,16 +1420,52 @@ func TestCommitWhoseReplyWasLostIsStoredOnce(t *testing.T) {
 			}
 			return nil
 		}}
-		c := newClient(t, u, spyCache{sp, store})
+		seen := &recorder{}
+		c := newClient(t, u, spyCache{sp, store}, sessionlock.WithObserver(seen))
 		s, err := c.Session(t.Context(), "bob")
 		require.NoError(t, err)
 		assert.Equal(t, 1, lost)
+		assert.Equal(t, []string{sessionlock.EventLoginOK}, seen.kinds(), "not stale: it was our own")
 		peers, err := newClient(t, u, store).Session(t.Context(), "bob")
 		require.NoError(t, err)
 		assert.Equal(t, s.Generation(), peers.Generation())
 		time.Sleep(time.Minute)
 		assert.Empty(t, u.ended())
 		assert.Equal(t, 1, u.logins())
+	})
+}
+
+func TestSessionStoredWithoutAnAnswerLives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, lost, u := new(sessionlock.MemoryCache), &cut{}, &upstream{life: time.Hour}
+		u.script = func(_ context.Context, key string, n int) (sessionlock.Session, error) {
+			lost.off.Store(true)
+			return u.grant(key, n), nil
+		}
+		c := newClient(t, u, spyCache{&spy{after: lost.before}, store})
+		assert.Equal(t, "bob/1", tokenOf(t, c, "bob"))
+		lost.off.Store(false)
+		time.Sleep(time.Minute)
+		assert.Empty(t, u.ended(), "the fleet has it")
+		assert.Equal(t, "bob/1", tokenOf(t, newClient(t, u, store), "bob"))
+		assert.Equal(t, "bob/1", tokenOf(t, c, "bob"))
+	})
+}
+
+func TestNextAttemptWaitsForTheUnlockOfTheLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sp, u := &spy{}, &upstream{life: time.Hour}
+		sp.before = func(_ context.Context, op, _ string) error {
+			if op == opUnlock {
+				time.Sleep(50 * time.Millisecond)
+			}
+			return nil
+		}
+		c := newClient(t, u, new(sessionlock.MemoryCache), sessionlock.WithLocker(spyLocker{sp, new(memoryLocker)}))
+		start := time.Now()
+		require.NoError(t, c.Do(t.Context(), "bob", rejectOld("bob/1")))
+		assert.Equal(t, 50*time.Millisecond, time.Since(start), "and not for a poll tick")
+		assert.Equal(t, 2, sp.count(opLock), "it never meets its own lock")
 	})
 }
 
@@ -1608,6 +1743,7 @@ func TestEventsSayWhatHappened(t *testing.T) {
 		s, err := b.Session(t.Context(), "bob")
 		require.NoError(t, err)
 		<-leader
+		require.Len(t, seen.all(), 1)
 		e := seen.all()[0]
 		assert.Equal(t, sessionlock.EventAdopted, e.Kind)
 		assert.Equal(t, b.KeyID("bob"), e.KeyID)

@@ -386,7 +386,7 @@ func TestSessionReturnedWithAnErrorIsAnOrphan(t *testing.T) {
 		require.ErrorIs(t, err, notFound)
 		assert.Equal(t, sessionlock.LoginUnknown, login.Class)
 		time.Sleep(time.Minute)
-		assert.Equal(t, []string{"bob/1"}, u.ended())
+		require.Equal(t, []string{"bob/1"}, u.ended())
 		assert.Equal(t, "c", u.out[0].Value("csrf"), "what ends a session may need its values")
 		assert.Equal(t, "bob/2", tokenOf(t, newClient(t, u, store), "bob"), "nothing was stored")
 		time.Sleep(time.Minute)
@@ -1527,7 +1527,7 @@ func TestFiftyLateRejectionsCostOneLogin(t *testing.T) {
 				assert.NoError(t, c.Do(t.Context(), "bob", func(_ context.Context, s sessionlock.Session) error {
 					saw[i] = append(saw[i], s.Token.Reveal())
 					if len(saw[i]) == 1 {
-						time.Sleep(5 * time.Second) // all of them have the first by then
+						time.Sleep(5*time.Second + time.Duration(i)*20*time.Millisecond) // for five logins' time
 						return sessionlock.Reject(errDead)
 					}
 					return nil

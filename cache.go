@@ -2,7 +2,10 @@ package sessionlock
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"sync"
 	"time"
 
@@ -17,7 +20,7 @@ import (
 // WHERE, memcached by cas, etcd and DynamoDB natively; sessionlocktest.CacheTest
 // shows whether an implementation is right. Values are opaque, between 1 byte
 // and 33 KiB, and two values of one key are never equal, so comparing whole
-// values is exact. Keys are printable ASCII of at most 128 bytes. It must be
+// values is exact. Callers own the slices they pass and get: copy them. Keys are printable ASCII of at most 128 bytes. It must be
 // safe for concurrent use and should end with its context, though the client
 // does not rely on that.
 //
@@ -68,7 +71,7 @@ func newRedisCache(rdb redis.UniversalClient) *redisCache {
 func (r *redisCache) Load(ctx context.Context, key string) ([]byte, error) {
 	v, err := r.rdb.GetRange(ctx, key, 0, entry.MaxSize).Bytes()
 	if err != nil {
-		return nil, fmt.Errorf("read: %w", err)
+		return nil, redisError("read", err)
 	}
 	if len(v) == 0 {
 		return nil, nil
@@ -77,9 +80,17 @@ func (r *redisCache) Load(ctx context.Context, key string) ([]byte, error) {
 }
 
 func (r *redisCache) CompareAndSwap(ctx context.Context, key string, old, next []byte, ttl time.Duration) ([]byte, error) {
-	res, err := lua.Swap.Run(ctx, r.rdb, []string{key}, old, next, ttl.Milliseconds(), key, entry.MaxSize).Result()
+	return r.swap(ctx, key, key, old, next, ttl)
+}
+
+func (r *redisCache) swapQuietly(ctx context.Context, key string, old, next []byte, ttl time.Duration) ([]byte, error) {
+	return r.swap(ctx, key, "", old, next, ttl)
+}
+
+func (r *redisCache) swap(ctx context.Context, key, channel string, old, next []byte, ttl time.Duration) ([]byte, error) {
+	res, err := lua.Swap.Run(ctx, r.rdb, []string{key}, old, next, ttl.Milliseconds(), channel, entry.MaxSize).Result()
 	if err != nil {
-		return nil, fmt.Errorf("swap: %w", err)
+		return nil, redisError("swap", err)
 	}
 	switch now := res.(type) {
 	case int64:
@@ -98,9 +109,23 @@ func (r *redisCache) Watch(key string, changed func()) func() { return r.hub.Wat
 func (r *redisCache) Now(ctx context.Context) (time.Time, error) {
 	t, err := r.rdb.Time(ctx).Result()
 	if err != nil {
-		return time.Time{}, fmt.Errorf("time: %w", err)
+		return time.Time{}, redisError("clock", err)
 	}
 	return t, nil
+}
+
+// redisError names what failed. It prints what the server or the network said,
+// but not what the client library makes of a reply it cannot parse: that quotes
+// the reply.
+func redisError(op string, err error) error {
+	var (
+		server  redis.Error
+		network net.Error
+	)
+	if errors.As(err, &server) || errors.As(err, &network) || errors.Is(err, redis.ErrClosed) || errors.Is(err, io.EOF) {
+		return &toldError{op + ": " + err.Error(), err}
+	}
+	return &toldError{fmt.Sprintf("%s: failed (%T)", op, err), err}
 }
 
 // MemoryCache is a [Cache] and [Watcher] in this process. The zero value is

@@ -43,7 +43,8 @@ type Client struct {
 // process only.
 //
 // New does no I/O and starts nothing. It reports everything that is wrong with
-// its arguments at once, as an error that matches [ErrInvalid].
+// its arguments at once, as an error that matches [ErrInvalid]; how they relate is
+// judged once each is right by itself.
 func New(upstream string, auth Authenticator, opts ...Option) (*Client, error) {
 	cfg, err := configure(upstream, auth, opts)
 	if err != nil {
@@ -123,7 +124,9 @@ func (c *Client) session(ctx context.Context, key string, no rejection) (Session
 // Do runs fn with the session of key. When fn reports that the session was
 // refused ([Reject], [WithRejected]), that generation is invalidated, a newer
 // one obtained, and fn run once more; never a third time. A peer's newer
-// session is adopted without a login, so a late rejection never costs one.
+// session is adopted without a login, so a late rejection never costs one. When
+// two sessions in a row were refused while young, the renewal has to wait, and
+// until then fails: see [WithReauthBackoff].
 //
 // Errors are fn's own; those of [Client.Session] when there is no session to
 // run with; and [*ReauthError], which matches [ErrRejected], when the renewal
@@ -156,16 +159,19 @@ func (c *Client) run(ctx context.Context, s Session, fn func(context.Context, Se
 	}
 	id := c.KeyID(s.Key())
 	if again, _ := ctx.Value(idempotentKey{}).(bool); verdict == RejectedDuring && !again {
-		_ = c.Invalidate(ctx, s) // its session is dead all the same; a failure shows at the next use
+		c.condemn(ctx, s)
 		return c.reauth(ctx, s, &ReauthError{First: first, id: id})
 	}
-	s2, err := c.session(ctx, s.Key(), rejection{s.Generation(), s.Token})
+	s2, err := c.session(ctx, s.Key(), rejects(s))
+	if ctx.Err() != nil {
+		c.condemn(ctx, s)
+	}
 	if err != nil {
 		return c.reauth(ctx, s, &ReauthError{First: first, Second: err, id: id})
 	}
 	second := fn(context.WithValue(ctx, rejectionKey{}, first), s2)
 	if c.verdict(second) != NotRejected {
-		_ = c.Invalidate(ctx, s2)
+		c.condemn(ctx, s2)
 		return c.reauth(ctx, s2, &ReauthError{First: first, Second: second, id: id, again: true})
 	}
 	_ = c.reauth(ctx, s2, nil)
@@ -184,16 +190,29 @@ func (c *Client) reauth(ctx context.Context, s Session, failed *ReauthError) err
 }
 
 func (c *Client) verdict(err error) Verdict {
-	var r *rejectedError
+	var inner *ReauthError
 	switch {
 	case err == nil:
 		return NotRejected
-	case errors.As(err, &r):
+	case isRejected(err):
 		return RejectedBefore
-	case c.rejected != nil:
-		return c.rejected(err)
+	case c.rejected == nil, errors.As(err, &inner): // of a session used inside
+		return NotRejected
 	}
-	return NotRejected
+	return c.rejected(err)
+}
+
+// condemn ends a rejected session for the fleet, also when its caller has no
+// time left: a request that is refused as slowly as its deadline is short would
+// otherwise never be repaired.
+func (c *Client) condemn(ctx context.Context, s Session) {
+	if ctx.Err() == nil {
+		_ = c.Invalidate(ctx, s) // a failure shows at the next use
+		return
+	}
+	l := c.near.LoadOrNew(s.Key())
+	l.condemn(rejects(s))
+	c.spawn(func() { _, _ = c.store.invalidate(c.base, s.inside().name, s.Generation()) })
 }
 
 // Invalidate says that the upstream refuses s: that generation ends in the whole
@@ -206,9 +225,7 @@ func (c *Client) Invalidate(ctx context.Context, s Session) error {
 		return err
 	}
 	l := c.near.LoadOrNew(s.Key())
-	l.mu.Lock()
-	l.reject(s.Generation())
-	l.mu.Unlock()
+	l.condemn(rejects(s))
 	return c.operate(ctx, l, func(ctx context.Context) error {
 		_, err := c.store.invalidate(ctx, s.inside().name, s.Generation())
 		return err
@@ -216,52 +233,58 @@ func (c *Client) Invalidate(ctx context.Context, s Session) error {
 }
 
 // Logout ends the session of key for the whole fleet: it is removed, and given
-// to [WithLogout], whose error is returned. A login under way stores nothing;
-// whoever waits for it gets [ErrStale]. Copies near other processes end with the
-// wake-up, at the latest with the age of [WithNearCache]. A key without a
-// session is no error. Later calls log in again.
+// to [WithLogout], whose error is returned. A login under way stores nothing, and
+// the callers of its process get [ErrStale]. Copies near other processes end with
+// the wake-up, at the latest with the age of [WithNearCache]. A key without a
+// session is no error. Calls that come later log in again.
 func (c *Client) Logout(ctx context.Context, key string) error {
 	if err := errors.Join(checkContext(ctx), checkKey(key)); err != nil {
 		return err
 	}
-	l := c.near.LoadOrNew(key)
+	l := c.peek(key)
 	return c.operate(ctx, l, func(ctx context.Context) error {
-		p, removed, err := c.clear(ctx, l)
-		s, ok := c.open(ctx, p, removed)
-		switch {
-		case err != nil && ok: // it may have been removed all the same
-			c.endIfUnstored(p, s)
-		case ok:
+		p, removed, lost, err := c.clear(ctx, l)
+		if err != nil { // it may have been removed all the same
+			if s, bad := c.open(p, removed); bad == nil {
+				c.endUnlessStored(p, s, grace)
+			}
+			return err
+		}
+		if s, ok := l.loggedOut(p.entry, lost); ok {
 			return c.logOut(ctx, s)
 		}
-		return err
+		if s, bad := c.open(p, removed); bad == nil {
+			return c.logOut(ctx, s)
+		}
+		return nil
 	})
 }
 
-func (c *Client) clear(ctx context.Context, l *local) (p place, removed entry.Session, err error) {
+// clear removes the session from the entry; lost: there was no entry.
+func (c *Client) clear(ctx context.Context, l *local) (p place, removed entry.Session, lost bool, err error) {
 	p, seen, err := c.look(ctx, l)
 	if err != nil {
-		return p, removed, err
+		return p, removed, false, err
 	}
 	seen, err = c.store.change(ctx, p.entry, seen, func(e entry.Entry, now entry.Time) entry.Entry {
 		e, removed = entry.Clear(e, now)
 		return e
 	})
-	if err == nil {
-		l.mu.Lock()
-		l.reject(seen.entry.Gen)
-		l.mu.Unlock()
+	if err != nil {
+		return p, removed, false, err
 	}
-	return p, removed, err
+	l.condemn(rejection{name: p.entry, gen: seen.entry.Gen})
+	return p, removed, seen.entry.Gen == 0, nil
 }
 
 // Unsuppress forgets the failed logins of key, after its password was put right
-// for instance, so that the next call may log in at once. The session stays.
+// for instance, so that the next call may log in at once. The session stays. A
+// key that nothing is known of is no error.
 func (c *Client) Unsuppress(ctx context.Context, key string) error {
 	if err := errors.Join(checkContext(ctx), checkKey(key)); err != nil {
 		return err
 	}
-	l := c.near.LoadOrNew(key)
+	l := c.peek(key)
 	l.forgive()
 	return c.operate(ctx, l, func(ctx context.Context) error {
 		p, seen, err := c.look(ctx, l)
@@ -281,7 +304,7 @@ func (c *Client) look(ctx context.Context, l *local) (place, snapshot, error) {
 	if err != nil {
 		return p, snapshot{}, err
 	}
-	seen, err := c.first(ctx, p, 0)
+	seen, err := c.first(ctx, p, rejection{})
 	return p, seen, err
 }
 
@@ -295,7 +318,11 @@ func (c *Client) operate(ctx context.Context, l *local, f func(context.Context) 
 		return fmt.Errorf("%w: session %s", ErrClosed, l.id)
 	}
 	defer c.running.Done()
-	return c.failed(ctx, l, f(ctx))
+	err := f(ctx)
+	if err != nil && ctx.Err() != nil {
+		return gone(ctx, l.id)
+	}
+	return c.failed(ctx, l, err)
 }
 
 // KeyID returns the id under which logs, errors, events and Redis know key: a
@@ -304,8 +331,11 @@ func (c *Client) KeyID(key string) string { return c.names.Tag(key) }
 
 // Close ends this process's part; the fleet stays logged in. New calls get
 // [ErrClosed] and so do callers whose login was not sent yet. Logins under way
-// are finished and stored until ctx ends; then they are cancelled, ctx's error
-// is returned, and what is left ends within the op timeout. Locks are freed.
+// are finished and stored until ctx ends; then they are cancelled and ctx's error
+// is returned. What is left ends by itself: a commit and its unlock within the
+// lock TTL, a call inside a driver when the driver gives it up. Locks are freed. A
+// login that was cancelled has an unknown outcome and counts, so give ctx the
+// login timeout, or no end at all: Close then waits for that at the most.
 // Close may be called more than once and concurrently.
 func (c *Client) Close(ctx context.Context) error {
 	if err := checkContext(ctx); err != nil {
@@ -348,6 +378,25 @@ func (c *Client) enter() bool {
 	return !c.closed
 }
 
+// spawn runs f beside its caller, unless the client is closed; Close waits for it.
+func (c *Client) spawn(f func()) {
+	if !c.enter() {
+		return
+	}
+	go func() {
+		defer c.running.Done()
+		f()
+	}()
+}
+
+// peek returns what this process knows of key without making room for it.
+func (c *Client) peek(key string) *local {
+	if l, ok := c.near.Load(key); ok {
+		return l
+	}
+	return c.newLocal(key)
+}
+
 // gone is the error of a caller whose context ended.
 func gone(ctx context.Context, id string) error {
 	err := fmt.Errorf("sessionlock: session %s: %w", id, ctx.Err())
@@ -362,7 +411,8 @@ type Doer interface {
 	Do(ctx context.Context, fn func(context.Context, Session) error) error
 }
 
-// Call is Do for a func with a result. The result is the zero T with an error.
+// Call is Do for a func with a result. The result is the zero T with an error;
+// [ErrInvalid] without a Doer or func.
 func Call[T any](ctx context.Context, on Doer, fn func(context.Context, Session) (T, error)) (T, error) {
 	var got T
 	if on == nil {
@@ -437,7 +487,7 @@ func (c *Client) wait(ctx context.Context, l *local, no rejection) (Session, err
 			c.nearHit(ctx, l)
 			return n.session, nil
 		}
-		a, mine, err := c.join(ctx, l, no)
+		a, mine, err := c.join(ctx, l, no, start)
 		if err != nil {
 			return Session{}, err
 		}
@@ -454,12 +504,6 @@ func (c *Client) wait(ctx context.Context, l *local, no rejection) (Session, err
 			return Session{}, err
 		}
 	}
-}
-
-// allows is rule R1: adopt only what is newer than the rejected generation and
-// not the same token under a new number.
-func (no rejection) allows(s Session) bool {
-	return s.Generation() > no.gen && (no.token.p == nil || !s.Token.equal(no.token))
 }
 
 // await is one caller's stay with an attempt.
@@ -480,6 +524,7 @@ func (c *Client) await(ctx context.Context, l *local, a *attempt) (Session, erro
 // R8) and ends with the last of them only while its login is not sent.
 type attempt struct {
 	no     rejection               // what the caller that started it will not take
+	start  time.Time               // when that caller came: its wait counts from then
 	cancel context.CancelCauseFunc // ends it
 	before <-chan struct{}         // closed when the attempt before it has freed its lock
 	over   chan struct{}           // closed when this one has
@@ -492,14 +537,19 @@ type attempt struct {
 	err     error
 	near    *nearCopy // to be kept by this process; nil: none
 
-	lease *lease // to be given back after done
+	lease   *lease // to be given back after done
+	waiting *waiting
 }
 
+// errEnded is what callers get when a user's func ended the goroutine of their
+// attempt, by t.FailNow for instance.
+var errEnded = errors.New("sessionlock: a func of the user ended the attempt (runtime.Goexit)")
+
 // join returns the attempt that runs for l, or starts one, and says which.
-func (c *Client) join(ctx context.Context, l *local, no rejection) (a *attempt, mine bool, err error) {
+func (c *Client) join(ctx context.Context, l *local, no rejection, start time.Time) (a *attempt, mine bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.reject(no.gen)
+	l.reject(no)
 	if l.attempt != nil {
 		l.attempt.callers++
 		return l.attempt, false, nil
@@ -509,41 +559,46 @@ func (c *Client) join(ctx context.Context, l *local, no rejection) (a *attempt, 
 	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	a = &attempt{
-		no: rejection{max(no.gen, l.floor), no.token}, cancel: cancel, callers: 1,
-		before: l.before, over: make(chan struct{}), done: make(chan struct{}),
+		no: no, start: start, cancel: cancel, callers: 1,
+		before: l.before, over: make(chan struct{}), done: make(chan struct{}), err: errEnded,
 	}
 	l.attempt, l.before = a, a.over
-	go c.fly(ctx, l, a, no.gen)
+	go c.fly(ctx, l, a)
 	return a, true, nil
 }
 
 // fly runs an attempt to its end: the answer first, then what nobody waits for.
-func (c *Client) fly(ctx context.Context, l *local, a *attempt, rejected uint64) {
+func (c *Client) fly(ctx context.Context, l *local, a *attempt) {
 	defer c.running.Done()
 	defer close(a.over)
 	defer context.AfterFunc(c.base, func() { a.cancel(ErrClosed) })() //nolint:contextcheck // an attempt has two ends: its callers' and the client's
 	defer a.cancel(nil)
-	a.session, a.err = c.try(ctx, l, a, rejected)
-	l.land(a)
-	close(a.done)
-	if a.lease != nil {
-		c.store.giveBack(ctx, a.lease)
-	}
+	defer func() {
+		l.land(a)
+		close(a.done)
+		if a.waiting != nil {
+			a.waiting.stop()
+		}
+		if a.lease != nil && c.store.giveBack(ctx, a.lease) != nil {
+			l.owe(a.lease)
+		}
+	}()
+	a.session, a.err = c.try(ctx, l, a)
 }
 
 // try is the algorithm of the package comment from step 3 on.
-func (c *Client) try(ctx context.Context, l *local, a *attempt, rejected uint64) (Session, error) {
+func (c *Client) try(ctx context.Context, l *local, a *attempt) (Session, error) {
 	p, err := c.place(ctx, l)
 	if err != nil {
 		return Session{}, err
 	}
-	seen, err := c.first(ctx, p, rejected)
+	seen, err := c.first(ctx, p, a.no)
 	if err != nil {
 		return Session{}, c.failed(ctx, l, err)
 	}
-	w := &waiting{contention: c.contention, store: c.store, name: p.entry, start: time.Now()}
-	defer w.stop()
-	q := ask{name: p.entry, lock: p.lock, after: a.no.gen}
+	w := &waiting{contention: c.contention, store: c.store, name: p.entry, start: a.start}
+	a.waiting = w
+	q := ask{name: p.entry, lock: p.lock, after: max(a.no.in(p.entry), l.dead(p.entry))}
 	for {
 		var verdict entry.Verdict
 		verdict, seen, err = c.acquire(ctx, l, a, q, seen)
@@ -551,15 +606,19 @@ func (c *Client) try(ctx context.Context, l *local, a *attempt, rejected uint64)
 		case err != nil:
 			return Session{}, c.failed(ctx, l, err)
 		case verdict == entry.Found:
-			if s, ok := c.open(ctx, p, seen.entry.Session); ok && (rejection{q.after, a.no.token}).allows(s) {
+			s, bad := c.open(p, seen.entry.Session)
+			if bad == nil && a.no.allows(s) {
 				return c.adopt(ctx, l, a, w, s, seen), nil
 			}
-			q.after = seen.entry.Session.Gen // cannot be read, or is the rejected token again: as good as rejected
+			if bad != nil {
+				c.emit(ctx, Event{Kind: EventUnreadable, KeyID: l.id, Generation: seen.entry.Session.Gen, Err: bad})
+			}
+			q.after = seen.entry.Session.Gen // unusable, or the rejected token again: as good as rejected
 			continue
 		case verdict == entry.Suppressed:
 			return Session{}, c.suppressed(ctx, l, seen.entry)
 		case verdict == entry.Lead:
-			return c.lead(ctx, l, a, p, w, q.after)
+			return c.lead(ctx, l, a, p, q.after)
 		}
 		if seen, err = w.next(ctx, q.after); err != nil {
 			return Session{}, c.failed(ctx, l, err)
@@ -580,23 +639,24 @@ func (c *Client) place(ctx context.Context, l *local) (place, error) {
 	if c.lockKey == nil && c.fingerprint == nil {
 		return l.place, nil
 	}
-	fingerprint, lockKey := "", l.key
-	_, err := protect(func() (_ struct{}, err error) {
+	type answer struct{ fingerprint, lockKey string }
+	got, err := within(ctx, c.opTimeout, func(ctx context.Context) (a answer, err error) {
+		a.lockKey = l.key
 		if c.lockKey != nil {
-			lockKey = c.lockKey(l.key)
+			a.lockKey = c.lockKey(l.key)
 		}
 		if c.fingerprint != nil {
-			fingerprint, err = c.fingerprint(ctx, l.key)
+			a.fingerprint, err = c.fingerprint(ctx, l.key)
 		}
-		return struct{}{}, err
-	})
+		return a, err
+	}, nil)
 	if err != nil {
 		return place{}, &quietError{"sessionlock: lock key or fingerprint of " + l.id, err}
 	}
-	if err := checkKey(lockKey); err != nil {
-		return place{}, fmt.Errorf("WithLockKey, for %s: %w", l.id, err)
+	if checkKey(got.lockKey) != nil {
+		return place{}, fmt.Errorf("%w: the lock key of %s is blank or over %d bytes", ErrInvalid, l.id, maxKey)
 	}
-	return c.placeOf(l.key, fingerprint, lockKey), nil
+	return c.placeOf(l.key, got.fingerprint, got.lockKey), nil
 }
 
 func (c *Client) placeOf(key, fingerprint, lockKey string) place {
@@ -607,19 +667,22 @@ func (c *Client) placeOf(key, fingerprint, lockKey string) place {
 	}
 }
 
-// first looks at the entry, invalidating the rejected generation on the way: the
-// look costs that nothing. If it cannot be invalidated the attempt goes on,
-// because it asks for a newer one anyway.
-func (c *Client) first(ctx context.Context, p place, rejected uint64) (snapshot, error) {
-	if err := c.store.clock.learn(ctx, c.opTimeout); err != nil {
+// first looks at the entry, and invalidates the rejected generation on the way. If
+// that fails the attempt goes on: it asks for a newer one anyway.
+func (c *Client) first(ctx context.Context, p place, no rejection) (snapshot, error) {
+	if err := c.store.clock.learn(ctx, c.opTimeout, c.spawn); err != nil {
 		return snapshot{}, err
 	}
-	if rejected != 0 {
-		if seen, err := c.store.invalidate(ctx, p.entry, rejected); err == nil {
-			return seen, nil
+	if no.gen != 0 && no.name != p.entry { // other credentials since
+		c.spawn(func() { _, _ = c.store.invalidate(c.base, no.name, no.gen) })
+	}
+	seen, err := c.store.load(ctx, p.entry)
+	if gen := no.in(p.entry); err == nil && gen != 0 {
+		if now, err := c.store.drop(ctx, p.entry, seen, gen); err == nil {
+			return now, nil
 		}
 	}
-	return c.store.load(ctx, p.entry)
+	return seen, err
 }
 
 // acquire is the store's acquire, after what only this process can know: that a
@@ -630,7 +693,14 @@ func (c *Client) acquire(ctx context.Context, l *local, a *attempt, q ask, seen 
 	if v := seen.entry.Look(q.after, now); v != entry.Free {
 		return v, seen, nil
 	}
-	if err := l.mayLogin(seen.entry, now); err != nil {
+	switch { // the lock would say no more
+	case seen.entry.Alive(now):
+		return entry.Free, seen, nil
+	case c.store.rules.Spent(seen.entry, now):
+		return entry.Suppressed, seen, nil
+	}
+	if err := l.mayLogin(q.name, seen.entry, now); err != nil {
+		c.emit(ctx, Event{Kind: EventSuppressed, KeyID: l.id, Generation: seen.entry.Gen, Err: err})
 		return entry.Free, seen, err
 	}
 	select {
@@ -638,6 +708,7 @@ func (c *Client) acquire(ctx context.Context, l *local, a *attempt, q ask, seen 
 	case <-ctx.Done():
 		return entry.Free, seen, context.Cause(ctx)
 	}
+	seen = l.repay(ctx, c.store, q.name, seen)
 	verdict, held, seen, err := c.store.acquire(ctx, q, seen)
 	a.lease = held
 	return verdict, seen, err
@@ -655,7 +726,7 @@ func (c *Client) adopt(ctx context.Context, l *local, a *attempt, w *waiting, s 
 }
 
 // lead makes the login and commits what comes of it, session or failure.
-func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, w *waiting, after uint64) (Session, error) {
+func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, after uint64) (Session, error) {
 	l.send(a)
 	if ctx.Err() != nil { // the last caller has left, or the client is closed
 		c.store.abandon(ctx, a.lease)
@@ -663,33 +734,32 @@ func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, w *wai
 	}
 	start := time.Now()
 	stop := c.heartbeat(ctx, l, a.lease)
-	got, class, pause, err := c.login(ctx, l)
+	got, class, pause, err := c.login(ctx, l, p)
 	stop()
-	ctx, gen := context.WithoutCancel(ctx), a.lease.gen
-	res := entry.Result{Class: class, Wait: pause}
+	res, gen := entry.Result{Class: class, Wait: pause}, a.lease.gen
 	if err == nil {
 		got, res, err = c.accept(p, gen, got)
 	}
-	verdict, displaced, seen, commitErr := c.store.commit(ctx, a.lease, res)
+	verdict, displaced, seen, commitErr := c.store.commit(context.WithoutCancel(ctx), a.lease, res)
 	done := Event{Kind: EventLoginOK, KeyID: l.id, Generation: gen, Start: start}
 	if err != nil {
+		l.count(p.entry, res.Class, commitErr == nil)
+		defer func() { _ = c.failed(ctx, l, commitErr) }()
 		return Session{}, c.loginFailed(ctx, l, done, seen.entry, res.Class, err)
 	}
 	c.emit(ctx, done)
 	l.forgive()
 	switch {
-	case commitErr != nil:
+	case commitErr != nil: // served by this process alone, and not for long
 		_ = c.failed(ctx, l, commitErr)
 		a.near = c.nearCopy(got, p.entry, res.Session)
-		if end := time.Now().Add(grace); end.Before(a.near.until) {
-			a.near.until = end
-		}
-		c.endIfUnstored(p, got)
+		a.near.until = earlier(a.near.until, time.Now().Add(grace))
+		c.endUnlessStored(p, got, grace)
 	case verdict == entry.Stale:
-		return c.overtaken(ctx, l, a, p, w, after, got, seen)
+		return c.overtaken(ctx, l, a, p, after, got, seen)
 	default:
 		a.near = c.nearCopy(got, p.entry, seen.entry.Session)
-		c.endDisplaced(ctx, l, a, p, displaced, got)
+		c.endDisplaced(l, a, p, displaced, got)
 	}
 	return got, nil
 }
@@ -698,29 +768,28 @@ func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, w *wai
 // in again: a newer session is adopted, a newer attempt waited for within the
 // budget, and if there is neither the caller learns it by ErrStale. Then its own
 // session, which nobody will ever use, is ended.
-func (c *Client) overtaken(ctx context.Context, l *local, a *attempt, p place, w *waiting, after uint64, own Session, seen snapshot) (Session, error) {
+func (c *Client) overtaken(ctx context.Context, l *local, a *attempt, p place, after uint64, own Session, seen snapshot) (Session, error) {
 	c.emit(ctx, Event{Kind: EventStale, KeyID: l.id, Generation: a.lease.gen, Err: ErrStale})
-	nonce := a.lease.nonce
+	nonce, w := a.lease.nonce, a.waiting
 	c.store.unlock(ctx, a.lease)
 	a.lease = nil
+	w.restart() // the login is no part of the wait
+	var stored Session
+	defer func() { c.endOrphan(l, own, stored) }()
 	for {
+		var bad error
 		e, now := seen.entry, c.store.now()
-		stored, ok := c.open(ctx, p, e.Session)
+		stored, bad = c.open(p, e.Session)
 		switch verdict := e.Look(after, now); {
-		case verdict == entry.Found && ok && (rejection{after, a.no.token}).allows(stored):
-			c.endOrphan(l, own, stored)
+		case verdict == entry.Found && bad == nil && a.no.allows(stored):
 			return c.adopt(ctx, l, a, w, stored, seen), nil
 		case verdict == entry.Suppressed:
-			c.endOrphan(l, own, stored)
 			return Session{}, c.suppressed(ctx, l, e)
 		case !e.Alive(now), e.Open.Nonce == nonce: // nobody to wait for
-			c.endOrphan(l, own, stored)
 			return Session{}, fmt.Errorf("%w: session %s", ErrStale, l.id)
 		}
-		var err error
-		if seen, err = w.next(ctx, after); err != nil {
-			c.endOrphan(l, own, stored)
-			return Session{}, c.failed(ctx, l, err)
+		if seen, bad = w.next(ctx, after); bad != nil {
+			return Session{}, c.failed(ctx, l, bad)
 		}
 	}
 }

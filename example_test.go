@@ -29,14 +29,14 @@ import (
 
 // acmeAPI stands for the client library of somebody else's API.
 type acmeAPI struct {
-	ErrBadPassword, ErrDeadSession error
-	logins                         int
+	ErrBadPassword, ErrDown, ErrDeadSession error
+	logins                                  int
 }
 
 type Order struct{ ID int }
 
 func newAcme() *acmeAPI {
-	return &acmeAPI{ErrBadPassword: errors.New("bad password"), ErrDeadSession: errors.New("dead session")}
+	return &acmeAPI{ErrBadPassword: errors.New("bad password"), ErrDown: errors.New("down"), ErrDeadSession: errors.New("dead session")}
 }
 
 func (a *acmeAPI) Login(_ context.Context, tenant string) (token string, ttl time.Duration, err error) {
@@ -90,8 +90,11 @@ func ExampleNew() {
 	run := func() error {
 		login := func(ctx context.Context, tenant string) (sessionlock.Session, error) {
 			token, ttl, err := acme.Login(ctx, tenant) // your code
-			if errors.Is(err, acme.ErrBadPassword) {
+			switch {
+			case errors.Is(err, acme.ErrBadPassword):
 				err = sessionlock.Denied(err) // nobody tries these credentials again for a while
+			case errors.Is(err, acme.ErrDown):
+				err = sessionlock.RetryAfter(err, 0) // not judged, not counted; an unmarked error counts
 			}
 			return sessionlock.Session{Token: sessionlock.NewToken(token), Expiry: time.Now().Add(ttl)}, err
 		}
@@ -99,7 +102,7 @@ func ExampleNew() {
 		if err != nil {
 			return err
 		}
-		defer client.Close(ctx) // ends this process's part; the fleet stays logged in
+		defer client.Close(context.Background()) // finishes logins under way; the fleet stays logged in
 
 		show(client.Session(ctx, "tenant-7"))
 		_, err = client.Session(ctx, "mallory")
@@ -128,9 +131,9 @@ func ExampleCall() {
 		}
 		return orders, err
 	})
-	var login *sessionlock.LoginError
+	var failed *sessionlock.LoginError
 	switch {
-	case errors.As(err, &login): // no session; nobody in the fleet tries again before login.Until
+	case errors.As(err, &failed): // no session; nobody in the fleet tries again before failed.Until
 	case errors.Is(err, sessionlock.ErrUnavailable): // Redis, not the password
 	}
 	fmt.Println(orders, err, acme.logins, "logins")
@@ -542,7 +545,7 @@ func ExampleWithLogger() {
 	client := client(sessionlock.WithLogger(slog.New(slog.NewTextHandler(os.Stdout, withoutTime))))
 	defer client.Close(ctx)
 	_, _ = client.Session(ctx, "bob")
-	// Output: level=INFO msg="sessionlock: login_ok" key=M78Az-BjbrGIxQNGVOsk7EXO error=<nil>
+	// Output: level=INFO msg="sessionlock: login_ok" key=M78Az-BjbrGIxQNGVOsk7EXO
 }
 
 // meter counts outcomes.

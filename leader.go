@@ -82,7 +82,7 @@ func protect[T any](f func() (T, error)) (v T, err error) {
 // which class and for how long the upstream wants to be left alone. A login that
 // does not return is left behind: this process sends no other for the key until
 // it has, and ends the session that it may still bring.
-func (c *Client) login(ctx context.Context, l *local) (s Session, class entry.Class, pause time.Duration, err error) {
+func (c *Client) login(ctx context.Context, l *local, p place) (s Session, class entry.Class, pause time.Duration, err error) {
 	type result struct {
 		s   Session
 		err error
@@ -91,13 +91,18 @@ func (c *Client) login(ctx context.Context, l *local) (s Session, class entry.Cl
 	ctx, cancel := context.WithTimeout(reached.watch(withLogin(ctx, c, l.key)), c.loginTimeout)
 	done, ended := make(chan result, 1), make(chan struct{})
 	go func() {
-		r := result{err: &PanicError{Stack: debug.Stack()}}
+		var r result
+		returned := false
 		defer func() {
+			if !returned {
+				r.err = &PanicError{Stack: debug.Stack()}
+			}
 			cancel()
 			done <- r
 			close(ended)
 		}()
 		r.s, r.err = protect(func() (Session, error) { return c.auth.Login(ctx, l.key) })
+		returned = true
 	}()
 	late := time.NewTimer(c.loginTimeout + answerGrace)
 	defer late.Stop()
@@ -106,14 +111,14 @@ func (c *Client) login(ctx context.Context, l *local) (s Session, class entry.Cl
 		if r.err == nil {
 			return r.s, entry.None, 0, nil
 		}
-		c.endReturned(l.key, r.s)
+		c.endReturned(p, r.s)
 		class, pause = classify(r.err, &reached)
 		return Session{}, class, pause, r.err
 	case <-late.C:
 		l.leaveBehind(ended)
 		go func() {
 			if r := <-done; c.enter() {
-				c.endReturned(l.key, r.s)
+				c.endReturned(p, r.s)
 				c.running.Done()
 			}
 		}()
@@ -126,7 +131,7 @@ func (c *Client) login(ctx context.Context, l *local) (s Session, class entry.Cl
 func (c *Client) accept(p place, gen uint64, got Session) (Session, entry.Result, error) {
 	s, stored, err := c.fit(p, gen, got)
 	if err != nil {
-		c.endReturned(p.binding.Key, got)
+		c.endReturned(p, got)
 		return Session{}, entry.Result{Class: entry.Unknown}, err
 	}
 	return s, entry.Result{Session: stored}, nil
@@ -166,16 +171,7 @@ func (c *Client) fit(p place, gen uint64, got Session) (Session, entry.Session, 
 	if stored.Record = record.Encode(b, content); len(stored.Record) > entry.MaxRecord {
 		return Session{}, stored, incomplete("larger than 32 KiB")
 	}
-	if c.complete != nil {
-		ok, err := protect(func() (bool, error) { return c.complete(s), nil })
-		if err != nil {
-			return Session{}, stored, fmt.Errorf("%w: %w", incomplete("WithComplete failed"), err)
-		}
-		if !ok {
-			return Session{}, stored, incomplete("refused by WithComplete")
-		}
-	}
-	return s, stored, nil
+	return s, stored, c.completes(s)
 }
 
 func checkContent(content record.Content) error {
@@ -199,25 +195,21 @@ func checkContent(content record.Content) error {
 
 func incomplete(why string) error { return fmt.Errorf("%w: %s", ErrIncomplete, why) }
 
-// open reads a stored session. Not ok: there is none, or its record was written
-// for another place, or it lacks what WithComplete wants. Then it is as good as
-// rejected: somebody logs in again and replaces it.
-func (c *Client) open(ctx context.Context, p place, stored entry.Session) (s Session, ok bool) {
-	if stored.Gen == 0 {
-		return Session{}, false
-	}
+// open reads a stored session. The error says why it is as good as rejected, so
+// that somebody logs in again and replaces it: there is none, its record was
+// written for another place, or it lacks what WithComplete wants.
+func (c *Client) open(p place, stored entry.Session) (Session, error) {
 	b := p.binding
 	b.Gen = stored.Gen
 	content, err := record.Decode(b, stored.Record)
-	if err == nil {
-		err = checkContent(content)
-	}
 	if err != nil {
-		c.emit(ctx, Event{Kind: EventUnreadable, KeyID: c.KeyID(b.Key), Generation: b.Gen, Err: err})
-		return Session{}, false
+		return Session{}, err
+	}
+	if err := checkContent(content); err != nil {
+		return Session{}, err
 	}
 	m := meta{key: b.Key, gen: b.Gen, name: p.entry, client: c}
-	s = Session{Token: NewToken(content.Token)}
+	s := Session{Token: NewToken(content.Token)}
 	if content.Expiry != 0 {
 		s.Expiry = c.store.clock.toLocal(entry.Time(content.Expiry))
 	}
@@ -228,11 +220,22 @@ func (c *Client) open(ctx context.Context, p place, stored entry.Session) (s Ses
 		}
 	}
 	s = s.with(m)
-	if c.complete != nil {
-		fine, err := protect(func() (bool, error) { return c.complete(s), nil })
-		return s, fine && err == nil
+	return s, c.completes(s)
+}
+
+// completes asks WithComplete.
+func (c *Client) completes(s Session) error {
+	if c.complete == nil {
+		return nil
 	}
-	return s, true
+	ok, err := protect(func() (bool, error) { return c.complete(s), nil })
+	if err != nil {
+		return fmt.Errorf("%w: %w", incomplete("WithComplete failed"), err)
+	}
+	if !ok {
+		return incomplete("refused by WithComplete")
+	}
+	return nil
 }
 
 // loginFailed reports a login that gave no session.
@@ -243,10 +246,7 @@ func (c *Client) loginFailed(ctx context.Context, l *local, e Event, now entry.E
 	} else if class == entry.Deferred {
 		e.Kind = EventLoginDeferred
 	}
-	if class != entry.Deferred {
-		l.failed(c.store.now())
-	}
-	if why := now.Failure; c.store.now() < why.Until {
+	if why := c.store.rules.Suppression(now, c.store.now()); c.store.now() < why.Until {
 		failed.Until = c.store.clock.toLocal(why.Until)
 	}
 	e.Err = failed
@@ -293,58 +293,54 @@ func loginClass(class entry.Class) LoginClass {
 // endOrphan ends own, which was overtaken before it was stored.
 func (c *Client) endOrphan(l *local, own, stored Session) {
 	if !own.Token.equal(stored.Token) {
-		c.endUnstored(l.key, own)
+		c.background(func(ctx context.Context) { _ = c.logOut(ctx, own) })
 	}
 }
 
-// endReturned ends what a login for key returned and what is not fit to be
-// stored. One that a client has given out is somebody's, of another key perhaps,
-// and lives.
-func (c *Client) endReturned(key string, s Session) {
-	if s.Generation() == 0 {
-		c.endUnstored(key, s)
-	}
-}
-
-// endUnstored ends what a login for key brought that will not be stored.
-func (c *Client) endUnstored(key string, s Session) {
-	if s.Token.p == nil {
+// endReturned ends what a login returned and what is not fit to be stored. One
+// that a client has given out is somebody's, of another key perhaps, and lives.
+func (c *Client) endReturned(p place, s Session) {
+	m := s.inside()
+	if s.Token.p == nil || m.gen != 0 {
 		return
 	}
-	m := s.inside()
-	s = s.with(meta{values: m.values, key: key, gen: m.gen, client: c})
-	c.background(func(ctx context.Context) { _ = c.logOut(ctx, s) })
+	c.endUnlessStored(p, s.with(meta{values: m.values, key: p.binding.Key, client: c}), 0)
 }
 
 // endDisplaced ends, after a grace, the session that now replaced, unless that
 // happened because the old one had been rejected.
-func (c *Client) endDisplaced(ctx context.Context, l *local, a *attempt, p place, old entry.Session, now Session) {
-	s, ok := c.open(ctx, p, old)
-	if !ok || s.Token.equal(now.Token) || !a.no.allows(s) || old.Gen <= l.dead() {
+func (c *Client) endDisplaced(l *local, a *attempt, p place, old entry.Session, now Session) {
+	s, bad := c.open(p, old)
+	if bad != nil || s.Token.equal(now.Token) || !a.no.allows(s) || old.Gen <= l.dead(p.entry) {
 		return
 	}
 	c.background(func(ctx context.Context) {
-		c.afterGrace()
+		c.pass(grace)
 		_ = c.logOut(ctx, s)
 	})
 }
 
-// endIfUnstored ends, after a grace, a session whose commit was not answered. It
-// may have been stored all the same, so the entry is asked first, and when it
-// cannot be asked the session is left to its upstream's own end.
-func (c *Client) endIfUnstored(p place, s Session) {
+// endUnlessStored ends s after a while, unless the stored session has its token:
+// a commit that was not answered may have been executed all the same, and an
+// upstream may return one token twice. When the entry cannot be asked the session
+// is left to its upstream's own end.
+func (c *Client) endUnlessStored(p place, s Session, after time.Duration) {
 	c.background(func(ctx context.Context) {
-		c.afterGrace()
-		if seen, err := c.store.load(ctx, p.entry); err == nil && seen.entry.Session.Gen != s.Generation() {
+		c.pass(after)
+		seen, err := c.store.load(ctx, p.entry)
+		if err != nil {
+			return
+		}
+		if stored, bad := c.open(p, seen.entry.Session); bad != nil || !s.Token.equal(stored.Token) {
 			_ = c.logOut(ctx, s)
 		}
 	})
 }
 
-// afterGrace waits until requests that use a session may be over; Close does
-// not wait for them.
-func (c *Client) afterGrace() {
-	t := time.NewTimer(grace)
+// pass lets d pass, until requests that use a session may be over; Close does not
+// wait for them.
+func (c *Client) pass(d time.Duration) {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:

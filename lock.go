@@ -69,7 +69,7 @@ func (l *redisLocker) TryLock(ctx context.Context, key string, ttl time.Duration
 		return nil, l.heal(ctx, key, ttl)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("lock: %w", err)
+		return nil, redisError("lock", err)
 	}
 	return redisLock{held}, nil
 }
@@ -77,7 +77,7 @@ func (l *redisLocker) TryLock(ctx context.Context, key string, ttl time.Duration
 // heal gives a lock without a sane TTL the configured one, and returns ErrLocked.
 func (l *redisLocker) heal(ctx context.Context, key string, ttl time.Duration) error {
 	if err := lua.Heal.Run(ctx, l.rdb, []string{key}, ttl.Milliseconds()).Err(); err != nil {
-		return fmt.Errorf("heal lock: %w", err)
+		return redisError("heal lock", err)
 	}
 	return ErrLocked
 }
@@ -93,7 +93,7 @@ func (l redisLock) Extend(ctx context.Context, ttl time.Duration) error {
 		return ErrNotHeld
 	}
 	if err != nil {
-		return fmt.Errorf("extend lock: %w", err)
+		return redisError("extend lock", err)
 	}
 	return nil
 }
@@ -103,7 +103,7 @@ func (l redisLock) Extend(ctx context.Context, ttl time.Duration) error {
 func (l redisLock) Unlock(ctx context.Context) error {
 	err := l.held.Release(ctx)
 	if err != nil && !errors.Is(err, redislock.ErrLockNotHeld) {
-		return fmt.Errorf("unlock: %w", err)
+		return redisError("unlock", err)
 	}
 	return nil
 }
@@ -192,5 +192,5 @@ func (l *cacheLock) Unlock(ctx context.Context) error {
 // holder names this process to operators, in entries.
 func holder() string {
 	host, _ := os.Hostname()
-	return fmt.Sprintf("%.40s/%d", host, os.Getpid())
+	return fmt.Sprintf("%s/%d", host[:min(len(host), 40)], os.Getpid())
 }

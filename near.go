@@ -35,7 +35,8 @@ type local struct {
 	mu      sync.Mutex
 	attempt *attempt
 	before  <-chan struct{} // closed when the last attempt has freed its lock
-	floor   uint64          // nothing at or below it is kept: rule R2
+	floor   rejection       // nothing of that entry at or below it is kept: rule R2
+	owed    []*lease        // attempts that may be open in the store and were given up
 	own     ownCount
 	behind  <-chan struct{} // closed when a login that was left behind returns
 	gone    bool            // evicted or closed: keeps nothing any more
@@ -44,7 +45,8 @@ type local struct {
 	timer           *time.Timer
 	watched         string // name of the entry under watch
 	unwatch         func()
-	looking, again  bool // a look is under way; another is wanted after it
+	looking, again  bool      // a look is under way; another follows
+	looked, wanted  time.Time // when the last look began, and was last asked for
 }
 
 // nearCopy is a session this process holds. It is dropped by a timer rather than
@@ -80,19 +82,70 @@ func (l *local) hit() (Session, bool) {
 	return n.session, true
 }
 
-// reject records that every generation up to gen is dead. l.mu is held.
-func (l *local) reject(gen uint64) {
-	l.floor = max(l.floor, gen)
-	if n := l.copy.Load(); n != nil && n.session.Generation() <= l.floor {
+// reject records that in one entry every generation up to one is dead. l.mu is
+// held.
+func (l *local) reject(no rejection) {
+	if no.gen == 0 {
+		return
+	}
+	l.floor = rejection{name: no.name, gen: max(no.gen, l.floor.in(no.name))}
+	if n := l.copy.Load(); n != nil && n.session.Generation() <= l.floor.in(n.name) {
 		l.drop()
 	}
 }
 
-// dead returns the highest generation known to be rejected.
-func (l *local) dead() uint64 {
+// condemn is reject for who does not hold l.mu.
+func (l *local) condemn(no rejection) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.floor
+	l.reject(no)
+}
+
+// dead returns the highest generation of an entry that is known to be rejected.
+func (l *local) dead(name string) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.floor.in(name)
+}
+
+// loggedOut ends this process's part in a session that was logged out: the
+// attempt under way is left to its callers, for its login will be stale, and
+// who comes now starts another. With lost, the near copy is dropped and returned
+// if it is of that entry: the store no longer knew the session.
+func (l *local) loggedOut(name string, lost bool) (s Session, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.attempt = nil
+	n := l.copy.Load()
+	if !lost || n == nil || n.name != name {
+		return Session{}, false
+	}
+	l.reject(rejects(n.session))
+	return n.session, true
+}
+
+// owe remembers an attempt that could not be given back.
+func (l *local) owe(held *lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.owed = append(l.owed, held)
+}
+
+// repay gives back what is owed to the entry called name, now that the store
+// answers again, and returns the entry as it then is.
+func (l *local) repay(ctx context.Context, st *store, name string, seen snapshot) snapshot {
+	l.mu.Lock()
+	owed := l.owed
+	l.owed = nil
+	l.mu.Unlock()
+	for _, held := range owed {
+		if st.abandon(ctx, held) != nil {
+			l.owe(held)
+		} else if held.name == name {
+			seen = held.from
+		}
+	}
+	return seen
 }
 
 // leave takes one caller off a. The last one ends it, unless its login is sent:
@@ -132,7 +185,7 @@ func (l *local) land(a *attempt) {
 
 // mayLogin reports, as a *LoginError, why this process must not send a login
 // although the entry would let it.
-func (l *local) mayLogin(e entry.Entry, now entry.Time) error {
+func (l *local) mayLogin(name string, e entry.Entry, now entry.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
@@ -140,20 +193,24 @@ func (l *local) mayLogin(e entry.Entry, now entry.Time) error {
 	default:
 		return &LoginError{Class: LoginUnknown, id: l.id, Err: fmt.Errorf("%w: the last login has not returned yet", ErrSuppressed)}
 	}
-	if l.own.forbids(e, now, l.c.store.rules) {
+	if l.own.forbids(name, e, now, l.c.store.rules) {
 		return &LoginError{
-			Class: LoginUnknown, Attempts: l.own.failed, Until: l.c.store.clock.toLocal(l.own.until), id: l.id,
-			Err: fmt.Errorf("%w: the store has lost its count", ErrSuppressed),
+			Class: loginClass(l.own.class), Attempts: l.own.failed, Until: l.c.store.clock.toLocal(l.own.until), id: l.id,
+			Err: fmt.Errorf("%w: the store does not remember, this process does", ErrSuppressed),
 		}
 	}
 	return nil
 }
 
-// failed counts a login against this process's own budget, forgive clears it.
-func (l *local) failed(now entry.Time) {
+// count counts a login that failed against this process's own budget, forgive
+// clears it.
+func (l *local) count(name string, class entry.Class, recorded bool) {
+	if class == entry.Deferred {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.own.add(now, l.c.store.rules)
+	l.own.add(name, class, recorded, l.c.store.now(), l.c.store.rules)
 }
 
 func (l *local) forgive() {
@@ -171,8 +228,8 @@ func (l *local) leaveBehind(ended <-chan struct{}) {
 // keep stores n near and watches its entry. l.mu is held.
 func (l *local) keep(n *nearCopy) {
 	old := l.copy.Load()
-	if l.gone || l.c.nearMax == 0 || n.session.Generation() <= l.floor ||
-		(old != nil && old.session.Generation() > n.session.Generation()) {
+	if l.gone || l.c.nearMax == 0 || n.session.Generation() <= l.floor.in(n.name) ||
+		(old != nil && old.name == n.name && old.session.Generation() > n.session.Generation()) {
 		return
 	}
 	l.copy.Store(n)
@@ -180,6 +237,7 @@ func (l *local) keep(n *nearCopy) {
 		l.stopWatching()
 		if w := l.c.store.watcher; w != nil {
 			l.watched, l.unwatch = n.name, w.Watch(n.name, l.changed)
+			l.lookLater(lookGap) // something may have changed between the look that brought n and the watch
 		}
 	}
 	l.schedule(n)
@@ -229,43 +287,49 @@ func (l *local) review() {
 		return
 	}
 	l.reviewed = hits
-	l.lookAgain()
+	l.changed()
 	l.schedule(n)
 }
 
-// changed is the wake-up of the entry's watch.
-func (l *local) changed() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.lookAgain()
-}
+// changed has the copy compared with the entry soon. It is the wake-up of the
+// entry's watch, so it takes none of l's locks.
+func (l *local) changed() { l.c.looks.add(l) }
 
-// lookAgain starts a look at the entry, or has the one under way repeated.
-// l.mu is held.
-func (l *local) lookAgain() {
-	if l.copy.Load() == nil {
-		return
-	}
-	if l.looking {
-		l.again = true
-		return
-	}
-	l.looking, l.again = true, false
-	l.c.looks.add(l)
-}
-
-// look looks at the entry once and then rests for a gap, so that wake-ups, forged
-// ones too, cost one look per key and gap.
+// look compares the copy with the entry, once per gap: wake-ups, forged ones too,
+// cost no more.
 func (l *local) look() {
-	if n := l.copy.Load(); n != nil {
-		l.lookAt(l.c.base, n)
+	l.mu.Lock()
+	n, wait := l.copy.Load(), lookGap-time.Since(l.looked)
+	if n == nil || l.gone || l.looking || wait > 0 {
+		if n != nil && !l.gone {
+			l.lookLater(max(wait, lookGap))
+		}
+		l.mu.Unlock()
+		return
 	}
-	time.AfterFunc(lookGap, func() {
+	l.looking, l.looked = true, time.Now()
+	l.mu.Unlock()
+	l.lookAt(l.c.base, n)
+	l.mu.Lock()
+	l.looking = false
+	l.mu.Unlock()
+}
+
+// lookLater has a look follow after d, one for all who ask until then, unless one
+// has begun by then. l.mu is held.
+func (l *local) lookLater(d time.Duration) {
+	l.wanted = time.Now()
+	if l.again {
+		return
+	}
+	l.again = true
+	time.AfterFunc(d, func() {
 		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.looking = false
-		if l.again {
-			l.lookAgain()
+		l.again = false
+		done := l.looked.After(l.wanted)
+		l.mu.Unlock()
+		if !done {
+			l.changed()
 		}
 	})
 }
@@ -275,6 +339,7 @@ func (l *local) look() {
 // its connections too.
 type looks struct {
 	mu      sync.Mutex
+	queued  map[*local]struct{} // what is in waiting
 	waiting []*local
 	workers int
 }
@@ -284,6 +349,13 @@ const maxLooks = 4
 func (q *looks) add(l *local) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if _, ok := q.queued[l]; ok {
+		return
+	}
+	if q.queued == nil {
+		q.queued = map[*local]struct{}{}
+	}
+	q.queued[l] = struct{}{}
 	q.waiting = append(q.waiting, l)
 	if q.workers < maxLooks && l.c.enter() {
 		q.workers++
@@ -303,6 +375,7 @@ func (q *looks) work(running *sync.WaitGroup) {
 		}
 		l := q.waiting[0]
 		q.waiting = q.waiting[1:]
+		delete(q.queued, l)
 		q.mu.Unlock()
 		l.look()
 	}
@@ -320,10 +393,10 @@ func (l *local) lookAt(ctx context.Context, n *nearCopy) {
 	next := *n
 	ok := seen.entry.Usable(0, c.store.now())
 	if ok && stored.Gen != n.session.Generation() {
-		p, err := c.place(ctx, l)
-		if ok = err == nil; ok {
-			next.session, ok = c.open(ctx, p, stored)
-		}
+		p, bad := l.place, error(nil)
+		p.entry = n.name
+		next.session, bad = c.open(p, stored)
+		ok = bad == nil
 	}
 	next.until = c.store.clock.toLocal(stored.Expires)
 	l.mu.Lock()
@@ -349,14 +422,16 @@ func (l *local) close() {
 	}
 }
 
-// Evict implements near.Entry: the least used leave when there are too many.
-// What they knew to be dead leaves with them, so the worst that follows is that
-// a store set back to an older state is believed once more.
+// Evict implements near.Entry: the least used leave when there are too many, but
+// not while they count failed logins. What they knew to be dead leaves with them,
+// so the worst that follows is that a store set back to an older state is
+// believed once more.
 func (l *local) Evict() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	hits := l.hits.Load()
-	idle := hits == l.asked && l.attempt == nil && !l.looking
+	idle := hits == l.asked && l.attempt == nil && !l.looking && len(l.owed) == 0 &&
+		(l.own.failed == 0 || l.c.store.now() >= l.own.until)
 	l.asked = hits
 	select {
 	case <-l.behind:
@@ -369,4 +444,11 @@ func (l *local) Evict() bool {
 		l.c.stats.evicted.Add(hits)
 	}
 	return idle
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }

@@ -47,8 +47,9 @@ const (
 )
 
 // Observer sees what a client does: metrics, traces, audits. Observe is called
-// from many goroutines and from callers' paths, so it must be quick; near hits
-// are reported too. New kinds of events are added without notice.
+// from many goroutines and from callers' paths, so it must be quick and must not
+// call the client; near hits are reported too. A panic of it is swallowed. New
+// kinds of events are added without notice.
 type Observer interface {
 	Observe(ctx context.Context, e Event)
 }
@@ -92,7 +93,7 @@ type Status struct {
 	LockedSince     time.Time  // since when somebody is logging in
 	Holder          string     // who: host/pid
 	Attempts        int        // logins counted against the budget
-	Failure         LoginClass // of the last login, while it suppresses the next
+	Failure         LoginClass // why logins are suppressed; deferred also while fresh sessions are refused
 	SuppressedUntil time.Time  // no login before
 }
 
@@ -103,7 +104,7 @@ func (c *Client) Inspect(ctx context.Context, key string) (Status, error) {
 		return Status{}, err
 	}
 	var st Status
-	l := c.near.LoadOrNew(key)
+	l := c.peek(key)
 	err := c.operate(ctx, l, func(ctx context.Context) error {
 		_, seen, err := c.look(ctx, l)
 		if err == nil {
@@ -147,12 +148,17 @@ func (c *Client) emit(ctx context.Context, e Event) {
 	}
 	c.count(e.Kind)
 	if level, worth := logLevel(e); worth && c.logger != nil {
-		c.logger.LogAttrs(ctx, level, "sessionlock: "+e.Kind,
-			slog.String("key", e.KeyID), slog.Uint64("generation", e.Generation),
-			slog.Duration("took", e.Duration), slog.Any("error", e.Err))
+		attrs := []slog.Attr{slog.String("key", e.KeyID), slog.Uint64("generation", e.Generation)}
+		if e.Duration > 0 {
+			attrs = append(attrs, slog.Duration("took", e.Duration))
+		}
+		if e.Err != nil {
+			attrs = append(attrs, slog.Any("error", e.Err))
+		}
+		c.logger.LogAttrs(ctx, level, "sessionlock: "+e.Kind, attrs...)
 	}
 	if c.observer != nil {
-		c.observer.Observe(ctx, e)
+		_, _ = protect(func() (struct{}, error) { c.observer.Observe(ctx, e); return struct{}{}, nil })
 	}
 }
 

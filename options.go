@@ -12,7 +12,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Option configures a [Client]. Of two that set the same thing the later wins.
+// Option configures a [Client]. Of two that set the same thing the later wins; one
+// that is given nil is an error all the same.
 type Option func(*config)
 
 type config struct {
@@ -66,8 +67,8 @@ func defaults() config {
 
 // WithRedis keeps lock, cache and push in Redis 6.2 or later, on any client of
 // go-redis: single, Sentinel, Cluster, Ring. Its options may be the defaults.
-// The client stays the caller's to close. Default: none; New wants this or
-// WithCache.
+// The client stays the caller's to close, after [Client.Close]. With WithCache as
+// well, Redis keeps the lock only. Default: none; New wants this or WithCache.
 func WithRedis(rdb redis.UniversalClient) Option {
 	return func(c *config) { c.rdb = rdb; c.gave("WithRedis", rdb) }
 }
@@ -174,12 +175,13 @@ func WithWait(attempts int, delay time.Duration) Option {
 // WithLoginTimeout bounds one login, and so how long its leader holds the lock.
 // A login that does not return 100 ms after its context has ended is left
 // behind: its callers are freed with an unknown outcome, and this process sends
-// no other for the key until it has returned. Default: 10 s.
+// no other for the key until it has returned. Over 12 s, raise [WithWait] too.
+// Default: 10 s.
 func WithLoginTimeout(d time.Duration) Option { return func(c *config) { c.loginTimeout = d } }
 
 // WithOpTimeout bounds every call of cache and lock, however they behave: a
-// go-redis client with default options ignores deadlines for seconds. Default:
-// 1 s.
+// go-redis client with default options ignores deadlines for seconds. One that
+// is not shorter than the lock TTL lets one slow call cost the lock. Default: 1 s.
 func WithOpTimeout(d time.Duration) Option { return func(c *config) { c.opTimeout = d } }
 
 // WithExpiryMargin ends a session this long before its Expiry, or a quarter of
@@ -209,7 +211,7 @@ func WithReauthBackoff(min, max time.Duration) Option { //nolint:revive // the u
 }
 
 // WithNearCache bounds the sessions this process holds: at most keys, the least
-// used leave first; 0 holds none. One in use is compared with the store every
+// used leave first; 0 holds none, and age is ignored. One in use is compared with the store every
 // age, and when the store says that it changed; one that is not used is dropped
 // after it. Default: 10 000 keys, 60 s.
 func WithNearCache(keys int, age time.Duration) Option {
@@ -266,9 +268,13 @@ func (c *config) validate(upstream string) error {
 		{"WithLoginBudget's window", c.window, false},
 		{"WithReauthBackoff's min", c.reauthMin, false},
 		{"WithReauthBackoff's max", c.reauthMax, false},
-		{"WithNearCache's age", c.nearAge, false},
+		{"WithNearCache's age", c.nearAge, c.nearMax == 0},
 	} {
-		check((d.zero && d.d == 0) || (d.d >= time.Millisecond && d.d <= 24*time.Hour), "%s is %v, not between 1ms and 24h", d.option, d.d)
+		allowed := "between 1ms and 24h"
+		if d.zero {
+			allowed += ", nor 0"
+		}
+		check((d.zero && d.d == 0) || (d.d >= time.Millisecond && d.d <= 24*time.Hour), "%s is %v, not %s", d.option, d.d, allowed)
 	}
 	check(c.budget > 0 && c.budget <= 1000, "WithLoginBudget's n is %d, not between 1 and 1000", c.budget)
 	check(c.nearMax >= 0, "WithNearCache's keys is %d", c.nearMax)

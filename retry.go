@@ -74,6 +74,9 @@ type waiting struct {
 
 func (w *waiting) waited() bool { return w.unwatch != nil }
 
+// restart begins the wait anew.
+func (w *waiting) restart() { w.start, w.ticks = time.Now(), 0 }
+
 func (w *waiting) stop() {
 	if w.unwatch != nil {
 		w.unwatch()
@@ -83,7 +86,8 @@ func (w *waiting) stop() {
 // next waits until there is something new for a caller that rejects after, or
 // until the next poll tick, when the lock may be tried again. It returns the
 // entry then seen. The watch is registered before the first look, so no change
-// can fall between them. *LockError when the ticks are used up.
+// can fall between them. *LockError when the ticks are used up. Ticks that nobody
+// was there to see, because a login ran or the process was stopped, are over.
 func (w *waiting) next(ctx context.Context, after uint64) (snapshot, error) {
 	if !w.waited() {
 		w.changed, w.unwatch = w.store.watch(w.name)
@@ -91,6 +95,7 @@ func (w *waiting) next(ctx context.Context, after uint64) (snapshot, error) {
 			return seen, err
 		}
 	}
+	w.ticks = max(w.ticks, int(time.Since(w.start)/w.delay))
 	if w.ticks >= w.attempts {
 		return snapshot{}, &LockError{Attempts: w.ticks, Waited: time.Since(w.start), Err: ErrLocked}
 	}
@@ -223,24 +228,36 @@ func (r *reach) watch(ctx context.Context) context.Context {
 
 func (r *reach) nowhere() bool { return r.asked.Load() && !r.got.Load() }
 
-// ownCount caps what this process sends when the store has lost its memory: an
-// entry born after our last counted login cannot know of it.
+// ownCount caps what this process sends to one entry when the store does not
+// remember: an entry born after our last counted login cannot know of it, and one
+// that could not be written does not.
 type ownCount struct {
+	name        string // of the entry
+	class       entry.Class
 	failed      int
+	unrecorded  bool
 	last, until entry.Time
 }
 
-// add counts a login that failed.
-func (o *ownCount) add(now entry.Time, r entry.Rules) {
-	if now >= o.until {
-		o.failed, o.until = 0, now.Add(r.Window)
+// add counts a login that failed. A denial that the store does not have is as
+// good as a spent budget.
+func (o *ownCount) add(name string, class entry.Class, recorded bool, now entry.Time, r entry.Rules) {
+	if now >= o.until || o.name != name {
+		*o = ownCount{name: name, until: now.Add(r.Window)}
 	}
 	o.failed++
-	o.last = now
+	o.class, o.last = class, now
+	if !recorded {
+		o.unrecorded = true
+		if class == entry.Denied {
+			o.failed = max(o.failed, r.Budget)
+		}
+	}
 }
 
 // forbids reports whether this process has spent the budget of the window and
 // the entry does not remember.
-func (o *ownCount) forbids(e entry.Entry, now entry.Time, r entry.Rules) bool {
-	return o.failed >= r.Budget && now < o.until && (e.Born == 0 || e.Born > o.last)
+func (o *ownCount) forbids(name string, e entry.Entry, now entry.Time, r entry.Rules) bool {
+	return o.name == name && o.failed >= r.Budget && now < o.until &&
+		(o.unrecorded || e.Born == 0 || e.Born > o.last)
 }

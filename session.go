@@ -71,6 +71,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 )
@@ -243,7 +244,7 @@ func (f AuthenticatorFunc) Login(ctx context.Context, key string) (Session, erro
 
 // JoinKey returns one key of several parts, of tenant and user for instance.
 // Different parts give different keys: JoinKey("ab", "c") is not
-// JoinKey("a", "bc").
+// JoinKey("a", "bc"). Of no parts the key is "", which is refused where it is used.
 func JoinKey(parts ...string) string {
 	var b strings.Builder
 	for _, p := range parts {
@@ -262,11 +263,46 @@ const (
 	RejectedDuring                // refused, but the operation may have been executed: renew, and run again only under IdempotentContext
 )
 
+func (v Verdict) String() string {
+	switch v {
+	case NotRejected:
+		return "not rejected"
+	case RejectedBefore:
+		return "rejected before execution"
+	case RejectedDuring:
+		return "rejected, may have been executed"
+	}
+	return "unknown verdict"
+}
+
 // rejection is a caller's session that the upstream refused: its generation and
 // its token will not do any more. The zero value rejects nothing.
+//
+// Generations are compared under one name only: other credentials
+// ([WithFingerprint]) have an entry of their own.
 type rejection struct {
+	name  string // of the entry the session is stored in
 	gen   uint64
 	token Token
+}
+
+// in returns the generation that will not do in the entry called name.
+func (no rejection) in(name string) uint64 {
+	if no.name != name {
+		return 0
+	}
+	return no.gen
+}
+
+// allows is rule R1: adopt only what is newer than the rejected generation and
+// not the same token under a new number.
+func (no rejection) allows(s Session) bool {
+	return s.Generation() > no.in(s.inside().name) && (no.token.p == nil || !s.Token.equal(no.token))
+}
+
+// rejects returns the rejection of s.
+func rejects(s Session) rejection {
+	return rejection{s.inside().name, s.Generation(), s.Token}
 }
 
 // Reject marks err, inside a func run by Do, as the upstream's refusal of the
@@ -284,6 +320,23 @@ type rejectedError struct{ err error }
 func (e *rejectedError) Error() string { return e.err.Error() }
 func (e *rejectedError) Unwrap() error { return e.err }
 
+// isRejected reports whether err carries the mark of Reject for the session it
+// came from. What stands below a *ReauthError was said of another session, one
+// that a func run by Do used inside.
+func isRejected(err error) bool {
+	switch e := err.(type) { //nolint:errorlint // this is the walk
+	case *rejectedError:
+		return true
+	case *ReauthError:
+		return false
+	case interface{ Unwrap() error }:
+		return isRejected(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(e.Unwrap(), isRejected)
+	}
+	return false
+}
+
 type (
 	idempotentKey struct{}
 	rejectionKey  struct{}
@@ -297,7 +350,7 @@ func IdempotentContext(ctx context.Context) context.Context {
 }
 
 // RejectionFromContext returns, inside a func run by Do: nil on the first run,
-// the rejection that caused the second run on the second.
+// the rejection that caused the second run on the second. Elsewhere nil.
 func RejectionFromContext(ctx context.Context) error {
 	err, _ := ctx.Value(rejectionKey{}).(error)
 	return err
@@ -392,18 +445,24 @@ type LoginError struct {
 	id       string
 }
 
-// Error names class, log-safe key id, count and time; never the cause's text,
-// which may quote the upstream.
+// Error names class, log-safe key id, count and time. Of the cause it prints only
+// what is in our own words; the rest may quote the upstream.
 func (e *LoginError) Error() string {
 	s := "sessionlock: log in " + e.id + ": " + e.Class.String()
-	if errors.Is(e.Err, ErrSuppressed) {
+	var own *PanicError
+	switch {
+	case errors.Is(e.Err, ErrSuppressed) && errors.Is(e.Err, ErrRejected):
+		s = "sessionlock: log in " + e.id + ": suppressed, fresh sessions are refused"
+	case errors.Is(e.Err, ErrSuppressed):
 		s = "sessionlock: log in " + e.id + ": suppressed after " + e.Class.String()
+	case errors.Is(e.Err, ErrIncomplete), errors.As(e.Err, &own): // our own words
+		s += ", " + strings.TrimPrefix(e.Err.Error(), "sessionlock: ")
 	}
 	if e.Attempts > 0 {
 		s += fmt.Sprintf(", %d counted", e.Attempts)
 	}
 	if !e.Until.IsZero() {
-		s += ", not again before " + e.Until.Format(time.RFC3339)
+		s += ", not again before " + e.Until.Format("2006-01-02T15:04:05.000Z07:00")
 	}
 	return s
 }
@@ -411,17 +470,22 @@ func (e *LoginError) Error() string {
 // Unwrap returns ErrDenied for a denial, and the cause.
 func (e *LoginError) Unwrap() []error {
 	if e.Class == LoginDenied {
-		return []error{ErrDenied, e.Err}
+		return present(ErrDenied, e.Err)
 	}
-	return []error{e.Err}
+	return present(e.Err)
+}
+
+// present returns the errors that are not nil, as Unwrap must.
+func present(errs ...error) []error {
+	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 }
 
 // LockError reports that somebody else kept the lock for the whole wait. It
 // matches ErrLockTimeout.
 type LockError struct {
 	Attempts int           // poll ticks
-	Waited   time.Duration //
-	Err      error         // what was seen last, nil or ErrLocked
+	Waited   time.Duration // from the first try
+	Err      error         // what the last try said: ErrLocked
 	id       string
 }
 
@@ -431,7 +495,7 @@ func (e *LockError) Error() string {
 }
 
 // Unwrap returns ErrLockTimeout and the last thing seen.
-func (e *LockError) Unwrap() []error { return []error{ErrLockTimeout, e.Err} }
+func (e *LockError) Unwrap() []error { return present(ErrLockTimeout, e.Err) }
 
 // ReauthError reports that the upstream refused a session inside Do. It matches
 // ErrRejected, and both of its errors.
@@ -456,7 +520,7 @@ func (e *ReauthError) Error() string {
 }
 
 // Unwrap returns ErrRejected and both errors.
-func (e *ReauthError) Unwrap() []error { return []error{ErrRejected, e.First, e.Second} }
+func (e *ReauthError) Unwrap() []error { return present(ErrRejected, e.First, e.Second) }
 
 // quietError carries the error of a user's func without printing it: it may
 // quote a URL or body with a secret.

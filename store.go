@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -53,22 +54,44 @@ func (st *store) load(ctx context.Context, name string) (snapshot, error) {
 	return decode(raw), err
 }
 
+type rule = func(entry.Entry, entry.Time) entry.Entry
+
 // change applies rule to the entry until a swap succeeds or rule changes
 // nothing. It starts from what was seen before and returns what is stored now.
-func (st *store) change(ctx context.Context, name string, from snapshot, rule func(entry.Entry, entry.Time) entry.Entry) (snapshot, error) {
+func (st *store) change(ctx context.Context, name string, from snapshot, r rule) (snapshot, error) {
+	return st.swap(ctx, name, from, r, st.cache.CompareAndSwap)
+}
+
+// quiet is an unexported face of a Cache: a swap that wakes nobody, for changes
+// that nobody waits for. Without it a heartbeat would wake the whole fleet.
+type quiet interface {
+	swapQuietly(ctx context.Context, key string, old, next []byte, ttl time.Duration) ([]byte, error)
+}
+
+// changeQuietly is change without a wake-up, where the cache can do that.
+func (st *store) changeQuietly(ctx context.Context, name string, from snapshot, r rule) (snapshot, error) {
+	if q, ok := st.cache.(quiet); ok {
+		return st.swap(ctx, name, from, r, q.swapQuietly)
+	}
+	return st.change(ctx, name, from, r)
+}
+
+func (st *store) swap(ctx context.Context, name string, from snapshot, r rule,
+	cas func(context.Context, string, []byte, []byte, time.Duration) ([]byte, error),
+) (snapshot, error) {
 	for range 1000 { // every round somebody else's swap succeeded
 		now := st.now()
-		next := rule(from.entry, now)
+		next := r(from.entry, now)
 		if next == from.entry {
 			return from, nil
 		}
 		next.Stamp = entry.NewNonce()
 		raw, err := entry.Encode(next)
 		if err != nil {
-			return from, err
+			return from, &outage{err}
 		}
 		stored, err := bounded(ctx, st.opTimeout, func(ctx context.Context) ([]byte, error) {
-			return st.cache.CompareAndSwap(ctx, name, from.raw, raw, next.TTL(now))
+			return cas(ctx, name, from.raw, raw, next.TTL(now))
 		}, nil)
 		if err != nil {
 			return from, err
@@ -122,13 +145,14 @@ func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdi
 		return entry.Free, nil, from, err
 	}
 	l := &lease{ask: a, lock: lock, nonce: entry.NewNonce(), until: sent.Add(st.lockTTL)}
+	ctx = context.WithoutCancel(ctx) // what became of a begin must be known
 	verdict, err := st.begin(ctx, l, from)
 	switch {
 	case err != nil:
 		l.unsure = true
 		return entry.Free, l, l.from, err
 	case verdict == entry.Lead && !l.alive():
-		st.abandon(ctx, l)
+		_ = st.abandon(ctx, l)
 	case verdict == entry.Lead:
 		return verdict, l, l.from, nil
 	case verdict == entry.Refused:
@@ -143,7 +167,7 @@ func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdi
 
 func (st *store) begin(ctx context.Context, l *lease, from snapshot) (v entry.Verdict, err error) {
 	q := entry.Ask{Nonce: l.nonce, After: l.after, Lease: st.lockTTL, Holder: st.holder}
-	l.from, err = st.change(ctx, l.name, from, func(e entry.Entry, now entry.Time) entry.Entry {
+	l.from, err = st.changeQuietly(ctx, l.name, from, func(e entry.Entry, now entry.Time) entry.Entry {
 		e, v = st.rules.Begin(e, q, now)
 		return e
 	})
@@ -168,7 +192,7 @@ func (st *store) renew(ctx context.Context, l *lease) error {
 		return struct{}{}, l.lock.Extend(ctx, st.lockTTL)
 	}, nil)
 	open := false
-	from, err := st.change(ctx, l.name, l.from, func(e entry.Entry, now entry.Time) entry.Entry {
+	from, err := st.changeQuietly(ctx, l.name, l.from, func(e entry.Entry, now entry.Time) entry.Entry {
 		open = e.Open.Gen == l.gen && e.Open.Nonce == l.nonce
 		return entry.Renew(e, l.gen, l.nonce, st.lockTTL, now)
 	})
@@ -207,27 +231,37 @@ func (st *store) commit(ctx context.Context, l *lease, res entry.Result) (v entr
 }
 
 // abandon gives up an attempt whose login was not sent, also when it is not
-// known whether Begin was executed. Best effort: else it dies with its lease.
-func (st *store) abandon(ctx context.Context, l *lease) {
+// known whether Begin was executed: the entry is written in any case, so that a
+// Begin still on its way finds other bytes. An error means that it is not known
+// to be given up; the attempt dies with its lease, and stays counted.
+func (st *store) abandon(ctx context.Context, l *lease) error {
 	ctx = context.WithoutCancel(ctx)
 	from, err := st.load(ctx, l.name)
 	if err != nil {
-		return
+		return err
 	}
-	l.from, _ = st.change(ctx, l.name, from, func(e entry.Entry, now entry.Time) entry.Entry {
-		if e.Open.Nonce == l.nonce {
+	done := false
+	l.from, err = st.change(ctx, l.name, from, func(e entry.Entry, now entry.Time) entry.Entry {
+		switch {
+		case e.Open.Nonce == l.nonce:
 			e, _, _ = st.rules.Commit(e, e.Open.Gen, l.nonce, entry.Result{Class: entry.NotSent}, now)
+		case l.unsure && !done:
+			e.Keep = max(e.Keep+1, now)
 		}
+		done = true
 		return e
 	})
+	return err
 }
 
-// giveBack ends what an attempt that was answered still holds.
-func (st *store) giveBack(ctx context.Context, l *lease) {
+// giveBack ends what an attempt that was answered still holds. An error means
+// that its attempt may still be open.
+func (st *store) giveBack(ctx context.Context, l *lease) (err error) {
 	if l.unsure {
-		st.abandon(ctx, l)
+		err = st.abandon(ctx, l)
 	}
 	st.unlock(ctx, l)
+	return err
 }
 
 // unlock frees the lock whatever became of ctx; best effort, else it dies at
@@ -252,6 +286,11 @@ func (st *store) invalidate(ctx context.Context, name string, gen uint64) (snaps
 	if err != nil {
 		return from, err
 	}
+	return st.drop(ctx, name, from, gen)
+}
+
+// drop is invalidate from what was seen.
+func (st *store) drop(ctx context.Context, name string, from snapshot, gen uint64) (snapshot, error) {
 	return st.change(ctx, name, from, func(e entry.Entry, now entry.Time) entry.Entry {
 		return st.rules.Invalidate(e, gen, now)
 	})
@@ -271,12 +310,12 @@ func (st *store) watch(name string) (changed <-chan struct{}, stop func()) {
 	})
 }
 
-// bounded runs op in a goroutine of its own and leaves it behind when d has
+// within runs op in a goroutine of its own and leaves it behind when d has
 // passed or ctx has ended. A context alone does not do that: go-redis with
 // default options stays in a socket read for seconds past its deadline. late
-// gets what an abandoned op returned after all. Errors match ErrUnavailable,
-// except the Locker's own verdicts and the end of the caller's context.
-func bounded[T any](ctx context.Context, d time.Duration, op func(context.Context) (T, error), late func(T)) (T, error) {
+// gets what an op that was left behind returned after all. The error is op's, or
+// ctx's cause, or errTimeout.
+func within[T any](ctx context.Context, d time.Duration, op func(context.Context) (T, error), late func(T)) (T, error) {
 	type result struct {
 		v   T
 		err error
@@ -284,37 +323,78 @@ func bounded[T any](ctx context.Context, d time.Duration, op func(context.Contex
 	opCtx, cancel := context.WithTimeout(ctx, d)
 	done := make(chan result, 1)
 	go func() {
-		v, err := protect(func() (T, error) { return op(opCtx) })
-		done <- result{v, err}
+		r := result{err: errEnded}
+		defer func() {
+			done <- r
+			cancel() // after it, so that an end of opCtx with nothing in done is a timeout
+		}()
+		r.v, r.err = protect(func() (T, error) { return op(opCtx) })
 	}()
+	var zero T
+	<-opCtx.Done()
 	select {
 	case r := <-done:
-		cancel()
-		if r.err != nil && !errors.Is(r.err, ErrLocked) && !errors.Is(r.err, ErrNotHeld) {
-			r.err = &outage{r.err}
+		if r.err != nil && ctx.Err() != nil {
+			return zero, context.Cause(ctx)
 		}
 		return r.v, r.err
-	case <-opCtx.Done():
+	default:
+	}
+	if late != nil {
 		go func() {
-			r := <-done
-			cancel()
-			if r.err == nil && late != nil {
+			if r := <-done; r.err == nil {
 				late(r.v)
 			}
 		}()
-		var zero T
-		if ctx.Err() != nil {
-			return zero, context.Cause(ctx)
-		}
-		return zero, &outage{fmt.Errorf("no answer within %v", d)}
 	}
+	if ctx.Err() != nil {
+		return zero, context.Cause(ctx)
+	}
+	return zero, errTimeout
 }
 
-// outage is the cause of an ErrUnavailable.
+// bounded is within for a call of the store: errors match ErrUnavailable, except
+// the Locker's own verdicts and the end of ctx.
+func bounded[T any](ctx context.Context, d time.Duration, op func(context.Context) (T, error), late func(T)) (T, error) {
+	v, err := within(ctx, d, op, late)
+	switch {
+	case err == nil, errors.Is(err, ErrLocked), errors.Is(err, ErrNotHeld), ctx.Err() != nil:
+		return v, err
+	}
+	return v, &outage{err}
+}
+
+var errTimeout = errors.New("no answer in time")
+
+// outage is the cause of an ErrUnavailable. Its text does not print the cause,
+// unless it is known to quote nothing: a store may quote what it was given, and
+// that holds a token.
 type outage struct{ cause error }
 
-func (e *outage) Error() string   { return "lock or cache unavailable: " + e.cause.Error() }
+func (e *outage) Error() string {
+	var (
+		told *toldError
+		nerr net.Error
+	)
+	switch {
+	case errors.As(e.cause, &told):
+		return "lock or cache unavailable: " + told.Error()
+	case errors.Is(e.cause, errTimeout), errors.As(e.cause, &nerr):
+		return "lock or cache unavailable: " + e.cause.Error()
+	}
+	return fmt.Sprintf("lock or cache unavailable: failed (%T)", e.cause)
+}
+
 func (e *outage) Unwrap() []error { return []error{ErrUnavailable, e.cause} }
+
+// toldError is an error of our own backends, with a text that quotes no value.
+type toldError struct {
+	text string
+	err  error
+}
+
+func (e *toldError) Error() string { return e.text }
+func (e *toldError) Unwrap() error { return e.err }
 
 func sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
@@ -332,9 +412,10 @@ func sleep(ctx context.Context, d time.Duration) error {
 type storeClock struct {
 	face Clock // nil: our own wall clock is the store's
 
-	mu     sync.Mutex
-	local  time.Time // when it was learnt; zero: never
-	remote time.Time
+	mu      sync.Mutex
+	local   time.Time // when it was learnt; zero: never
+	remote  time.Time
+	reading chan struct{} // closed when the reading under way is over; nil: none is
 }
 
 const (
@@ -351,30 +432,53 @@ func (c *storeClock) now() entry.Time {
 	return entry.Time(c.remote.Add(time.Since(c.local)).UnixMicro())
 }
 
-// learn reads the store's clock if that is due. Only the first reading must
-// succeed; later an offset that is minutes old is better than none.
-func (c *storeClock) learn(ctx context.Context, d time.Duration) error {
-	if c.face == nil || !c.due() {
+// learn reads the store's clock if that is due, one reading at a time. Only the
+// first is waited for and must succeed; later ones go on beside their caller,
+// for an offset that is minutes old is better than none.
+func (c *storeClock) learn(ctx context.Context, d time.Duration, spawn func(func())) error {
+	if c.face == nil {
 		return nil
 	}
+	c.mu.Lock()
+	known, due, reading := !c.local.IsZero(), c.due(), c.reading
+	if due && reading == nil {
+		c.reading = make(chan struct{})
+	}
+	c.mu.Unlock()
+	switch {
+	case !due, known && reading != nil:
+		return nil
+	case known:
+		spawn(func() { _ = c.read(context.WithoutCancel(ctx), d) })
+		return nil
+	case reading == nil:
+		return c.read(ctx, d)
+	}
+	select {
+	case <-reading:
+		return c.learn(ctx, d, spawn)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// read is the reading that learn has announced.
+func (c *storeClock) read(ctx context.Context, d time.Duration) error {
 	sent := time.Now()
 	remote, err := bounded(ctx, d, c.face.Now, nil)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err != nil {
-		if c.local.IsZero() {
-			return err
-		}
-		return nil
+	close(c.reading)
+	c.reading = nil
+	if err == nil {
+		c.local = time.Now()
+		c.remote = remote.Add(c.local.Sub(sent) / 2)
 	}
-	c.local = time.Now()
-	c.remote = remote.Add(c.local.Sub(sent) / 2)
-	return nil
+	return err
 }
 
+// due reports whether a reading is. c.mu is held.
 func (c *storeClock) due() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.local.IsZero() {
 		return true
 	}

@@ -166,6 +166,9 @@ const (
 // entry never issued. A day covers a store whose clock was set back.
 const maxAhead = 24 * time.Hour
 
+// agree is how far apart two processes may see the store's clock.
+const agree = time.Second
+
 // settle applies what the passage of time alone decides: a session that lived
 // to Proven clears what was held against its key, a window that ended forgets.
 // A session clears once: it stays in the entry after its expiry and while it is
@@ -185,8 +188,12 @@ func (e Entry) Usable(after uint64, now Time) bool {
 	return e.Session.Gen > after && now < e.Session.Expires
 }
 
-// Alive reports whether somebody's attempt is open under a running lease.
-func (e Entry) Alive(now Time) bool { return e.Open.Gen != 0 && now < e.Open.Lease }
+// Alive reports whether somebody's attempt is open under a running lease. One
+// begun in the future is not: the store's clock was put back, and its lease would
+// run for as long as the step.
+func (e Entry) Alive(now Time) bool {
+	return e.Open.Gen != 0 && now < e.Open.Lease && e.Open.Since <= now.Add(agree)
+}
 
 // Look is what a reader does with an entry: Found, Suppressed, or Free to go
 // for the lock. Attempts are not judged here, Begin does that.
@@ -200,12 +207,21 @@ func (e Entry) Look(after uint64, now Time) Verdict {
 	return Free
 }
 
-// Suppression tells why Look or Begin answered Suppressed, and until when.
+// Spent reports whether the budget of the window is. A reader who finds it so,
+// and nobody's attempt alive, need not ask Begin.
+func (r Rules) Spent(e Entry, now Time) bool { return int(e.settle(now).Attempts) >= r.Budget }
+
+// Suppression tells why no login is sent, and until when: a failure in force, or
+// a spent budget.
 func (r Rules) Suppression(e Entry, now Time) Failure {
-	if now < e.Failure.Until {
-		return e.Failure
+	why := e.Failure
+	if now >= why.Until {
+		why = Failure{Class: Unknown}
 	}
-	return Failure{Class: Unknown, Until: e.Window}
+	if r.Spent(e, now) {
+		why.Until = max(why.Until, e.Window)
+	}
+	return why
 }
 
 // Ask is what a caller asks Begin for.
@@ -236,7 +252,7 @@ func (r Rules) Begin(e Entry, a Ask, now Time) (Entry, Verdict) {
 		return e, Suppressed
 	case s.Alive(now):
 		return e, Busy
-	case int(s.Attempts) >= r.Budget:
+	case r.Spent(e, now):
 		return e, Suppressed
 	}
 	if s.Born == 0 {

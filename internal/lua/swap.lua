@@ -4,7 +4,7 @@
 -- ARGV[1] what must be stored now; '' means absent (values are never empty)
 -- ARGV[2] what to store; never equal to any earlier value of the key
 -- ARGV[3] its life in milliseconds
--- ARGV[4] the channel to publish on
+-- ARGV[4] the channel to publish on; '' wakes nobody
 -- ARGV[5] the largest value read, in bytes: of a larger one only this many and
 --         one more are compared and returned, so a hostile value never travels
 --
@@ -18,5 +18,7 @@ if now ~= ARGV[1] then
 	return now
 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-redis.call('PUBLISH', ARGV[4], '')
+if ARGV[4] ~= '' then
+	redis.call('PUBLISH', ARGV[4], '')
+end
 return 1

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -90,7 +91,11 @@ func TestEachIsEmptyAndAnswers(t *testing.T) {
 		require.NoError(t, err)
 		assert.Zero(t, n)
 	})
-	assert.Equal(t, []string{t.Name() + "/miniredis", t.Name() + "/redis"}, ran)
+	want := []string{t.Name() + "/miniredis"}
+	if _, err := exec.LookPath("redis-server"); err == nil {
+		want = append(want, t.Name()+"/redis")
+	}
+	assert.Equal(t, want, ran)
 }
 
 func TestBubbleRunsOnItsClock(t *testing.T) {

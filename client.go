@@ -18,7 +18,12 @@ import (
 // Client gives out the sessions of one upstream. Make one per upstream and
 // process with [New] and keep it; all methods are safe for concurrent use.
 // Its configuration must be the same in the whole fleet.
-type Client struct {
+type Client struct{ *core }
+
+// core is a client's content, behind a pointer: a printer that comes to a Client
+// past its Format method, as fmt does for an unexported field of a stranger's
+// struct, finds an address.
+type core struct {
 	config
 	upstream string
 	auth     Authenticator
@@ -50,11 +55,11 @@ func New(upstream string, auth Authenticator, opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{
+	c := &Client{&core{
 		config: cfg, upstream: upstream, auth: auth,
 		names:    keyname.Namer{Secret: cfg.keySecret, Namespace: cfg.namespace, Upstream: upstream},
 		draining: make(chan struct{}),
-	}
+	}}
 	c.base, c.end = context.WithCancel(context.Background())
 	c.near = near.Map[*local]{Max: max(cfg.nearMax, 16), New: c.newLocal} // attempts need a place even when nothing is held near
 	c.store = c.newStore()
@@ -436,13 +441,13 @@ func Call[T any](ctx context.Context, on Doer, fn func(context.Context, Session)
 // one key is used often. Safe for concurrent use.
 type Handle struct {
 	c   *Client
-	key string
+	key func() string // as in core, so that no printer finds it
 	l   atomic.Pointer[local]
 }
 
 // For returns a handle for key. It does no I/O and cannot fail: a bad key is
 // reported when the handle is used.
-func (c *Client) For(key string) *Handle { return &Handle{c: c, key: key} }
+func (c *Client) For(key string) *Handle { return &Handle{c: c, key: func() string { return key }} }
 
 // Format writes a fixed word whatever the verb: a handle holds a raw key.
 func (h *Handle) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[sessionlock handle]") }
@@ -455,8 +460,8 @@ func (h *Handle) Session(ctx context.Context) (Session, error) {
 			return s, nil
 		}
 	}
-	s, err := h.c.Session(ctx, h.key)
-	if l, ok := h.c.near.Load(h.key); ok {
+	s, err := h.c.Session(ctx, h.key())
+	if l, ok := h.c.near.Load(h.key()); ok {
 		h.l.Store(l)
 	}
 	return s, err
@@ -729,7 +734,9 @@ func (c *Client) adopt(ctx context.Context, l *local, a *attempt, w *waiting, s 
 func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, after uint64) (Session, error) {
 	l.send(a)
 	if ctx.Err() != nil { // the last caller has left, or the client is closed
-		c.store.abandon(ctx, a.lease)
+		if c.store.abandon(ctx, a.lease) != nil {
+			l.owe(a.lease)
+		}
 		return Session{}, context.Cause(ctx)
 	}
 	start := time.Now()
@@ -775,7 +782,7 @@ func (c *Client) overtaken(ctx context.Context, l *local, a *attempt, p place, a
 	a.lease = nil
 	w.restart() // the login is no part of the wait
 	var stored Session
-	defer func() { c.endOrphan(l, own, stored) }()
+	defer func() { c.endOrphan(own, stored) }()
 	for {
 		var bad error
 		e, now := seen.entry, c.store.now()

@@ -1232,7 +1232,11 @@ func TestClientIsNeverPrinted(t *testing.T) {
 		sessionlock.WithKeySecret([]byte(canary+canary+canary)))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = c.Close(context.WithoutCancel(t.Context())) })
-	for name, v := range map[string]any{"client": c, "handle": c.For(canary)} {
+	type stranger struct {
+		c *sessionlock.Client
+		h *sessionlock.Handle
+	}
+	for name, v := range map[string]any{"client": c, "handle": c.For(canary), "stranger": stranger{c, c.For(canary)}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 			seen(t, fmt.Sprintf(verb, v), verb+" of a "+name)
 		}

@@ -291,7 +291,7 @@ func loginClass(class entry.Class) LoginClass {
 // that was rejected, nor for one whose token the stored session has too.
 
 // endOrphan ends own, which was overtaken before it was stored.
-func (c *Client) endOrphan(l *local, own, stored Session) {
+func (c *Client) endOrphan(own, stored Session) {
 	if !own.Token.equal(stored.Token) {
 		c.background(func(ctx context.Context) { _ = c.logOut(ctx, own) })
 	}

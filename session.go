@@ -263,6 +263,7 @@ const (
 	RejectedDuring                // refused, but the operation may have been executed: renew, and run again only under IdempotentContext
 )
 
+// String names the verdict.
 func (v Verdict) String() string {
 	switch v {
 	case NotRejected:
@@ -422,6 +423,7 @@ const (
 	LoginUnknown                        // may have been evaluated; counted
 )
 
+// String names the class.
 func (c LoginClass) String() string {
 	switch c {
 	case LoginDenied:
@@ -489,6 +491,7 @@ type LockError struct {
 	id       string
 }
 
+// Error names the log-safe key id, how long and how often.
 func (e *LockError) Error() string {
 	return fmt.Sprintf("sessionlock: lock %s: held by another login for %v, tried %d times",
 		e.id, e.Waited.Round(time.Millisecond), e.Attempts)

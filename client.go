@@ -488,7 +488,7 @@ func (c *Client) wait(ctx context.Context, l *local, no rejection) (Session, err
 	start := time.Now()
 	for {
 		if n := l.copy.Load(); n != nil && no.allows(n.session) {
-			l.hits.Add(1)
+			l.hitOnce()
 			c.nearHit(ctx, l)
 			return n.session, nil
 		}

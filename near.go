@@ -30,7 +30,7 @@ type local struct {
 	place   place // where nothing but the key decides it
 
 	copy atomic.Pointer[nearCopy]
-	hits atomic.Uint64 // near hits; also tells whether the copy is used
+	used atomic.Uint32 // whether the copy was hit since the last review, and since it was last asked to leave
 
 	mu      sync.Mutex
 	attempt *attempt
@@ -41,12 +41,11 @@ type local struct {
 	behind  <-chan struct{} // closed when a login that was left behind returns
 	gone    bool            // evicted or closed: keeps nothing any more
 
-	reviewed, asked uint64 // hits when last reviewed, and when last asked to leave
-	timer           *time.Timer
-	watched         string // name of the entry under watch
-	unwatch         func()
-	looking, again  bool      // a look is under way; another follows
-	looked, wanted  time.Time // when the last look began, and was last asked for
+	timer          *time.Timer
+	watched        string // name of the entry under watch
+	unwatch        func()
+	looking, again bool      // a look is under way; another follows
+	looked, wanted time.Time // when the last look began, and was last asked for
 }
 
 // nearCopy is a session this process holds. It is dropped by a timer rather than
@@ -59,13 +58,22 @@ type nearCopy struct {
 	until   time.Time // by this process's clock
 }
 
+// The bits of local.used. A hit sets both and writes only when one is not set:
+// writing one word from all cores would cost more than the rest of a hit.
+const (
+	usedSinceReview = 1 << iota
+	usedSinceAsked
+)
+
 // lookGap is the least time between two looks that wake-ups cause.
 const lookGap = 10 * time.Millisecond
 
 func (c *Client) newLocal(key string) *local {
 	over := make(chan struct{})
 	close(over)
-	return &local{c: c, key: key, id: c.KeyID(key), place: c.placeOf(key, "", key), before: over, behind: over, asked: ^uint64(0)}
+	l := &local{c: c, key: key, id: c.KeyID(key), place: c.placeOf(key, "", key), before: over, behind: over}
+	l.used.Store(usedSinceAsked) // it was, just now
+	return l
 }
 
 func (c *Client) nearCopy(s Session, name string, stored entry.Session) *nearCopy {
@@ -78,8 +86,16 @@ func (l *local) hit() (Session, bool) {
 	if n == nil {
 		return Session{}, false
 	}
-	l.hits.Add(1)
+	l.hitOnce()
 	return n.session, true
+}
+
+// hitOnce notes a near hit.
+func (l *local) hitOnce() {
+	if l.used.Load() != usedSinceReview|usedSinceAsked {
+		l.used.Store(usedSinceReview | usedSinceAsked)
+	}
+	l.c.stats.near.add()
 }
 
 // reject records that in one entry every generation up to one is dead. l.mu is
@@ -281,12 +297,10 @@ func (l *local) review() {
 	if n == nil {
 		return
 	}
-	hits := l.hits.Load()
-	if used := hits != l.reviewed; !used || !time.Now().Before(n.until) {
+	if used := l.used.And(^uint32(usedSinceReview))&usedSinceReview != 0; !used || !time.Now().Before(n.until) {
 		l.drop()
 		return
 	}
-	l.reviewed = hits
 	l.changed()
 	l.schedule(n)
 }
@@ -429,10 +443,8 @@ func (l *local) close() {
 func (l *local) Evict() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	hits := l.hits.Load()
-	idle := hits == l.asked && l.attempt == nil && !l.looking && len(l.owed) == 0 &&
+	idle := l.used.And(^uint32(usedSinceAsked))&usedSinceAsked == 0 && l.attempt == nil && !l.looking && len(l.owed) == 0 &&
 		(l.own.failed == 0 || l.c.store.now() >= l.own.until)
-	l.asked = hits
 	select {
 	case <-l.behind:
 	default:
@@ -441,7 +453,6 @@ func (l *local) Evict() bool {
 	if idle {
 		l.gone = true
 		l.drop()
-		l.c.stats.evicted.Add(hits)
 	}
 	return idle
 }

@@ -444,7 +444,7 @@ func TestRedisPubSubKilledAtThePublishDelaysWaitersByAPollAtMost(t *testing.T) {
 		require.Eventually(t, func() bool { kill(); return killed > 0 }, 10*time.Second, time.Millisecond, "the waiter subscribes")
 		go func() {
 			defer close(over)
-			for range ticks(ctx, time.Millisecond) {
+			for range (order{Tick: time.Millisecond}).ticks(ctx) {
 				kill()
 			}
 		}()

@@ -8,8 +8,10 @@ import (
 	"encoding/json"
 	"go/parser"
 	"go/token"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -382,4 +384,24 @@ func TestModuleRequiresFourOthers(t *testing.T) {
 	}, direct)
 	assert.Equal(t, "1.25", mod.Go)
 	assert.Empty(t, mod.Replace)
+}
+
+// docs/promises.md names the test of each promise and fault; a renamed test must
+// not leave it behind.
+func TestPromisesNameTestsThatExist(t *testing.T) {
+	doc, err := os.ReadFile("docs/promises.md")
+	require.NoError(t, err)
+	files, err := filepath.Glob("*_test.go")
+	require.NoError(t, err)
+	var code strings.Builder
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		require.NoError(t, err)
+		code.Write(b)
+	}
+	named := regexp.MustCompile("`(Test[A-Za-z0-9]+)`").FindAllStringSubmatch(string(doc), -1)
+	require.Greater(t, len(named), 60)
+	for _, m := range named {
+		assert.Contains(t, code.String(), "func "+m[1]+"(", "docs/promises.md")
+	}
 }

@@ -496,7 +496,7 @@ func (c *Client) wait(ctx context.Context, l *local, no rejection) (Session, err
 		if err != nil {
 			return Session{}, err
 		}
-		s, err := c.await(ctx, l, a)
+		s, err := c.await(ctx, l, a, mine, start)
 		var timeout *LockError
 		switch {
 		case err == nil && no.allows(s):
@@ -511,16 +511,30 @@ func (c *Client) wait(ctx context.Context, l *local, no rejection) (Session, err
 	}
 }
 
-// await is one caller's stay with an attempt.
-func (c *Client) await(ctx context.Context, l *local, a *attempt) (Session, error) {
+// await is one caller's stay with an attempt. An attempt keeps the time of who
+// began it; who joined may have come earlier, and then leaves earlier, unless the
+// wait is over because this process logs in.
+func (c *Client) await(ctx context.Context, l *local, a *attempt, mine bool, start time.Time) (Session, error) {
 	c.stats.waiters.Add(1)
 	defer c.stats.waiters.Add(-1)
-	select {
-	case <-a.done:
-		return a.session, a.err
-	case <-ctx.Done():
-		l.leave(a)
-		return Session{}, gone(ctx, l.id)
+	var limit <-chan time.Time
+	if !mine {
+		t := time.NewTimer(time.Until(start.Add(c.contention.total())))
+		defer t.Stop()
+		limit = t.C
+	}
+	for {
+		select {
+		case <-a.done:
+			return a.session, a.err
+		case <-ctx.Done():
+			l.leave(a)
+			return Session{}, gone(ctx, l.id)
+		case <-limit:
+			if l.leaveUnsent(a) {
+				return Session{}, &LockError{Attempts: c.contention.attempts, Waited: time.Since(start), Err: ErrLocked, id: l.id}
+			}
+		}
 	}
 }
 
@@ -699,6 +713,7 @@ func (c *Client) acquire(ctx context.Context, l *local, a *attempt, q ask, seen 
 		return v, seen, nil
 	}
 	switch { // the lock would say no more
+	case l.owing(): // but what the entry says may be ours
 	case seen.entry.Alive(now):
 		return entry.Free, seen, nil
 	case c.store.rules.Spent(seen.entry, now):
@@ -713,7 +728,10 @@ func (c *Client) acquire(ctx context.Context, l *local, a *attempt, q ask, seen 
 	case <-ctx.Done():
 		return entry.Free, seen, context.Cause(ctx)
 	}
-	seen = l.repay(ctx, c.store, q.name, seen)
+	seen, err := l.repay(ctx, c.store, q.name, seen)
+	if err != nil {
+		return entry.Free, seen, err
+	}
 	verdict, held, seen, err := c.store.acquire(ctx, q, seen)
 	a.lease = held
 	return verdict, seen, err
@@ -781,6 +799,10 @@ func (c *Client) overtaken(ctx context.Context, l *local, a *attempt, p place, a
 	c.store.unlock(ctx, a.lease)
 	a.lease = nil
 	w.restart() // the login is no part of the wait
+	// Commit may have judged by what the last heartbeat saw.
+	if now, err := c.store.load(ctx, p.entry); err == nil {
+		seen = now
+	}
 	var stored Session
 	defer func() { c.endOrphan(own, stored) }()
 	for {

@@ -140,28 +140,37 @@ func (l *local) loggedOut(name string, lost bool) (s Session, ok bool) {
 	return n.session, true
 }
 
-// owe remembers an attempt that could not be given back.
-func (l *local) owe(held *lease) {
+// owe remembers attempts that could not be given back.
+func (l *local) owe(held ...*lease) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.owed = append(l.owed, held)
+	l.owed = append(l.owed, held...)
 }
 
-// repay gives back what is owed to the entry called name, now that the store
-// answers again, and returns the entry as it then is.
-func (l *local) repay(ctx context.Context, st *store, name string, seen snapshot) snapshot {
+func (l *local) owing() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.owed) > 0
+}
+
+// repay gives back what is owed, now that the store answers again, and returns
+// the entry called name as it then is. Before all is given back nothing is begun:
+// only the attempt that is open can be uncounted.
+func (l *local) repay(ctx context.Context, st *store, name string, seen snapshot) (snapshot, error) {
 	l.mu.Lock()
 	owed := l.owed
 	l.owed = nil
 	l.mu.Unlock()
-	for _, held := range owed {
-		if st.abandon(ctx, held) != nil {
-			l.owe(held)
-		} else if held.name == name {
+	for i, held := range owed {
+		if err := st.abandon(ctx, held); err != nil {
+			l.owe(owed[i:]...)
+			return seen, err
+		}
+		if held.name == name {
 			seen = held.from
 		}
 	}
-	return seen
+	return seen, nil
 }
 
 // leave takes one caller off a. The last one ends it, unless its login is sent:
@@ -169,6 +178,22 @@ func (l *local) repay(ctx context.Context, st *store, name string, seen snapshot
 func (l *local) leave(a *attempt) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.left(a)
+}
+
+// leaveUnsent is leave for who does not wait for somebody else any longer, but
+// does for a login of this process; it reports whether there was none.
+func (l *local) leaveUnsent(a *attempt) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !a.sent {
+		l.left(a)
+	}
+	return !a.sent
+}
+
+// left is leave with l.mu held.
+func (l *local) left(a *attempt) {
 	a.callers--
 	if a.callers > 0 || a.sent {
 		return

@@ -34,12 +34,14 @@ type core struct {
 	stats    counters
 	hub      func() // ends the push subscription; nil: none of ours
 
-	base     context.Context //nolint:containedctx // the client's own life, ended by Close
-	end      context.CancelFunc
-	draining chan struct{} // closed by Close: nothing new starts, graces end
-	mu       sync.Mutex    // guards closed, and running.Add against it
-	closed   bool
-	running  sync.WaitGroup // attempts, re-reads and logouts
+	base  context.Context //nolint:containedctx // the client's own life: ended when Close is over
+	end   context.CancelFunc
+	drain context.Context //nolint:containedctx // ended when Close begins: who has not sent a login ends, graces too
+	close context.CancelFunc
+
+	mu      sync.Mutex // guards closed, and running.Add against it
+	closed  bool
+	running sync.WaitGroup // attempts, re-reads and logouts
 }
 
 // New returns a client for upstream, a URL or a name: it is part of every key,
@@ -57,9 +59,9 @@ func New(upstream string, auth Authenticator, opts ...Option) (*Client, error) {
 	}
 	c := &Client{&core{
 		config: cfg, upstream: upstream, auth: auth,
-		names:    keyname.Namer{Secret: cfg.keySecret, Namespace: cfg.namespace, Upstream: upstream},
-		draining: make(chan struct{}),
+		names: keyname.Namer{Secret: cfg.keySecret, Namespace: cfg.namespace, Upstream: upstream},
 	}}
+	c.drain, c.close = context.WithCancel(context.Background())
 	c.base, c.end = context.WithCancel(context.Background())
 	c.near = near.Map[*local]{Max: max(cfg.nearMax, 16), New: c.newLocal} // attempts need a place even when nothing is held near
 	c.store = c.newStore()
@@ -232,6 +234,7 @@ func (c *Client) Invalidate(ctx context.Context, s Session) error {
 	l := c.near.LoadOrNew(s.Key())
 	l.condemn(rejects(s))
 	return c.operate(ctx, l, func(ctx context.Context) error {
+		_ = c.store.clock.learn(ctx, c.opTimeout, c.spawn) // better judged by our own clock than not at all
 		_, err := c.store.invalidate(ctx, s.inside().name, s.Generation())
 		return err
 	})
@@ -340,7 +343,8 @@ func (c *Client) KeyID(key string) string { return c.names.Tag(key) }
 // is returned. What is left ends by itself: a commit and its unlock within the
 // lock TTL, a call inside a driver when the driver gives it up. Locks are freed. A
 // login that was cancelled has an unknown outcome and counts, so give ctx the
-// login timeout, or no end at all: Close then waits for that at the most.
+// login timeout and some, or no end at all: Close then waits for a login, its
+// commit, and a call of WithLogout at the most.
 // Close may be called more than once and concurrently.
 func (c *Client) Close(ctx context.Context) error {
 	if err := checkContext(ctx); err != nil {
@@ -351,7 +355,7 @@ func (c *Client) Close(ctx context.Context) error {
 	c.closed = true
 	c.mu.Unlock()
 	if first {
-		close(c.draining)
+		c.close()
 		c.near.All(func(l *local) { l.close() })
 	}
 	ended := make(chan struct{})
@@ -497,14 +501,14 @@ func (c *Client) wait(ctx context.Context, l *local, no rejection) (Session, err
 			return Session{}, err
 		}
 		s, err := c.await(ctx, l, a, mine, start)
-		var timeout *LockError
+		timeout, _ := err.(*LockError) //nolint:errorlint // ours, not one that a login met
 		switch {
 		case err == nil && no.allows(s):
 			return s, nil
 		case err == nil && mine:
 			return Session{}, fmt.Errorf("%w: the login of %s returned the rejected token again", ErrRejected, l.id)
 		case err == nil:
-		case !mine && errors.As(err, &timeout) && time.Since(start) < c.contention.total():
+		case !mine && timeout != nil && time.Since(start) < c.contention.total():
 		default:
 			return Session{}, err
 		}
@@ -531,6 +535,11 @@ func (c *Client) await(ctx context.Context, l *local, a *attempt, mine bool, sta
 			l.leave(a)
 			return Session{}, gone(ctx, l.id)
 		case <-limit:
+			select {
+			case <-a.done:
+				return a.session, a.err
+			default:
+			}
 			if l.leaveUnsent(a) {
 				return Session{}, &LockError{Attempts: c.contention.attempts, Waited: time.Since(start), Err: ErrLocked, id: l.id}
 			}
@@ -591,6 +600,7 @@ func (c *Client) fly(ctx context.Context, l *local, a *attempt) {
 	defer c.running.Done()
 	defer close(a.over)
 	defer context.AfterFunc(c.base, func() { a.cancel(ErrClosed) })() //nolint:contextcheck // an attempt has two ends: its callers' and the client's
+	defer context.AfterFunc(c.drain, func() { l.endUnsent(a) })()     //nolint:contextcheck // as above
 	defer a.cancel(nil)
 	defer func() {
 		l.land(a)
@@ -704,9 +714,9 @@ func (c *Client) first(ctx context.Context, p place, no rejection) (snapshot, er
 	return seen, err
 }
 
-// acquire is the store's acquire, after what only this process can know: that a
-// login of its own still hangs, that it has spent its budget with an entry that
-// was lost since, that its last lock is not yet given back.
+// acquire is the store's acquire, after what only this process can know: that its
+// last lock is not yet given back, that a login of its own still hangs, that it
+// has spent its budget with an entry that was lost since.
 func (c *Client) acquire(ctx context.Context, l *local, a *attempt, q ask, seen snapshot) (entry.Verdict, snapshot, error) {
 	now := c.store.now()
 	if v := seen.entry.Look(q.after, now); v != entry.Free {
@@ -719,14 +729,14 @@ func (c *Client) acquire(ctx context.Context, l *local, a *attempt, q ask, seen 
 	case c.store.rules.Spent(seen.entry, now):
 		return entry.Suppressed, seen, nil
 	}
-	if err := l.mayLogin(q.name, seen.entry, now); err != nil {
-		c.emit(ctx, Event{Kind: EventSuppressed, KeyID: l.id, Generation: seen.entry.Gen, Err: err})
-		return entry.Free, seen, err
-	}
 	select {
 	case <-a.before:
 	case <-ctx.Done():
 		return entry.Free, seen, context.Cause(ctx)
+	}
+	if err := l.mayLogin(q.name, seen.entry, c.store.now()); err != nil {
+		c.emit(ctx, Event{Kind: EventSuppressed, KeyID: l.id, Generation: seen.entry.Gen, Err: err})
+		return entry.Free, seen, err
 	}
 	seen, err := l.repay(ctx, c.store, q.name, seen)
 	if err != nil {

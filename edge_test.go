@@ -1132,3 +1132,195 @@ func TestUpstreamWithOneSessionPerUserIsRepairedOnce(t *testing.T) {
 		assert.Zero(t, late.Load(), "uses of a killed session after its repair")
 	})
 }
+
+// silentClock is a cache whose clock never answers.
+type silentClock struct{ *sessionlock.MemoryCache }
+
+func (silentClock) Now(ctx context.Context) (time.Time, error) {
+	<-ctx.Done()
+	return time.Time{}, ctx.Err()
+}
+
+// stepped is a cache whose clock differs from ours.
+type stepped struct {
+	*sessionlock.MemoryCache
+	by time.Duration
+}
+
+func (s stepped) Now(context.Context) (time.Time, error) { return time.Now().Add(s.by), nil }
+
+func TestColdKeysDoNotQueueForAClockThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, start := newClient(t, &upstream{}, silentClock{new(sessionlock.MemoryCache)}), time.Now()
+		var callers []<-chan answer
+		for i := range 30 {
+			callers = append(callers, askFor(t.Context(), c, "key"+strconv.Itoa(i)))
+		}
+		for _, caller := range callers {
+			got := <-caller
+			require.ErrorIs(t, got.err, sessionlock.ErrUnavailable)
+			require.Equal(t, time.Second, got.at.Sub(start), "one op timeout, not one for each key")
+		}
+	})
+}
+
+func TestLogoutDuringAHungLoginStartsNoSecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		free, u := make(chan struct{}), &upstream{life: time.Hour}
+		u.script = func(_ context.Context, key string, n int) (sessionlock.Session, error) {
+			if n == 1 {
+				<-free
+			}
+			return u.grant(key, n), nil
+		}
+		c := newClient(t, u, new(sessionlock.MemoryCache))
+		first := askFor(t.Context(), c, "bob")
+		time.Sleep(time.Second)
+		require.NoError(t, c.Logout(t.Context(), "bob"))
+		second := askFor(t.Context(), c, "bob")
+		require.Error(t, (<-first).err)
+		require.ErrorIs(t, (<-second).err, sessionlock.ErrSuppressed)
+		assert.Equal(t, 1, u.logins())
+		close(free)
+	})
+}
+
+func TestEvictionForgetsNoLoginUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u, inside, most := &upstream{life: time.Hour}, atomic.Int32{}, atomic.Int32{}
+		u.script = func(_ context.Context, key string, n int) (sessionlock.Session, error) {
+			if key == "bob" {
+				most.Store(max(most.Load(), inside.Add(1)))
+				time.Sleep(9 * time.Second)
+				inside.Add(-1)
+			}
+			return u.grant(key, n), nil
+		}
+		c := newClient(t, u, new(sessionlock.MemoryCache), sessionlock.WithNearCache(16, time.Minute), sessionlock.WithLocker(grantsAll{}))
+		first := askFor(t.Context(), c, "bob")
+		time.Sleep(time.Second)
+		require.NoError(t, c.Logout(t.Context(), "bob")) // the entry forgets the attempt, and the lock guards nothing
+		for i := range 60 {
+			tokenOf(t, c, "key"+strconv.Itoa(i))
+		}
+		second := askFor(t.Context(), c, "bob")
+		require.ErrorIs(t, (<-first).err, sessionlock.ErrStale)
+		require.NoError(t, (<-second).err)
+		assert.EqualValues(t, 1, most.Load(), "logins of one key at once in one process")
+	})
+}
+
+// grantsAll is a Locker that keeps nobody out.
+type grantsAll struct{}
+
+func (grantsAll) TryLock(context.Context, string, time.Duration) (sessionlock.Lock, error) {
+	return grantsAll{}, nil
+}
+func (grantsAll) Extend(context.Context, time.Duration) error { return nil }
+func (grantsAll) Unlock(context.Context) error                { return nil }
+
+func TestCloseAfterALogoutFreesWhoWaitsForAPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, u := new(sessionlock.MemoryCache), &upstream{life: time.Hour}
+		peer := askFor(t.Context(), newClient(t, &upstream{takes: 9 * time.Second}, store), "bob")
+		time.Sleep(100 * time.Millisecond)
+		c := newClient(t, u, store)
+		waiter := askFor(t.Context(), c, "bob")
+		time.Sleep(100 * time.Millisecond)
+		require.NoError(t, c.Logout(t.Context(), "bob"))
+		start := time.Now()
+		require.NoError(t, c.Close(t.Context()))
+		assert.Zero(t, time.Since(start))
+		require.ErrorIs(t, (<-waiter).err, sessionlock.ErrClosed)
+		assert.Zero(t, u.logins())
+		<-peer
+	})
+}
+
+func TestCommitIsTriedToTheEndOfTheLease(t *testing.T) {
+	for _, ttl := range []time.Duration{3 * time.Second, 11 * time.Second} {
+		t.Run(ttl.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				u, sp := &upstream{life: time.Hour}, &spy{}
+				var tries []time.Time
+				sp.before = func(_ context.Context, op, name string) error {
+					if op == opSwap && isEntry(name) && u.logins() > 0 {
+						tries = append(tries, time.Now())
+						return errStoreDown
+					}
+					return nil
+				}
+				c, start := newClient(t, u, spyCache{sp, new(sessionlock.MemoryCache)}, sessionlock.WithLockTTL(ttl)), time.Now()
+				tokenOf(t, c, "bob") // served all the same
+				assert.WithinDuration(t, start.Add(ttl), time.Now(), 250*time.Millisecond)
+				for i := range tries[1:] {
+					assert.LessOrEqual(t, tries[i+1].Sub(tries[i]), 250*time.Millisecond)
+				}
+			})
+		})
+	}
+}
+
+func TestErrorsOfOtherClientsStayTheirOwn(t *testing.T) {
+	foreign := func() *sessionlock.LockError {
+		return &sessionlock.LockError{Attempts: 3, Waited: time.Second, Err: sessionlock.ErrLocked}
+	}
+	t.Run("from a logout", func(t *testing.T) {
+		theirs, seen := foreign(), &recorder{}
+		c := newClient(t, &upstream{life: time.Hour}, new(sessionlock.MemoryCache), sessionlock.WithObserver(seen),
+			sessionlock.WithLogout(func(context.Context, sessionlock.Session) error { return theirs }))
+		tokenOf(t, c, "bob")
+		require.ErrorIs(t, c.Logout(t.Context(), "bob"), theirs)
+		assert.Equal(t, foreign().Error(), theirs.Error())
+		assert.NotContains(t, seen.kinds(), sessionlock.EventLockTimeout)
+	})
+	t.Run("from a login", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			u := &upstream{}
+			u.script = func(context.Context, string, int) (sessionlock.Session, error) {
+				time.Sleep(time.Second)
+				return sessionlock.Session{}, foreign()
+			}
+			c := newClient(t, u, new(sessionlock.MemoryCache))
+			callers := []<-chan answer{askFor(t.Context(), c, "bob"), askFor(t.Context(), c, "bob")}
+			for _, caller := range callers {
+				got := <-caller
+				require.ErrorIs(t, got.err, sessionlock.ErrLockTimeout)
+				require.NotErrorIs(t, got.err, sessionlock.ErrSuppressed)
+			}
+			assert.Equal(t, 1, u.logins())
+		})
+	})
+}
+
+func TestExpiryInAFarYearIsNeverInThePast(t *testing.T) {
+	store, u := new(sessionlock.MemoryCache), &upstream{}
+	u.script = func(_ context.Context, key string, n int) (sessionlock.Session, error) {
+		s := u.grant(key, n)
+		s.Expiry = time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
+		return s, nil
+	}
+	for _, by := range []time.Duration{0, -time.Second, time.Second} {
+		s, err := newClient(t, u, stepped{store, by}).Session(t.Context(), "bob")
+		require.NoError(t, err)
+		assert.Greater(t, s.Expiry.Year(), 2200)
+	}
+	assert.Equal(t, 1, u.logins())
+}
+
+func TestInvalidateJudgesByTheStoresClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u, cache := &upstream{life: 48 * time.Hour}, stepped{new(sessionlock.MemoryCache), -24 * time.Hour}
+		c := newClient(t, u, cache)
+		for range 2 {
+			s, err := c.Session(t.Context(), "bob")
+			require.NoError(t, err)
+			require.NoError(t, newClient(t, u, cache).Invalidate(t.Context(), s), "by one that has not looked at the clock yet")
+			time.Sleep(100 * time.Millisecond)
+			synctest.Wait()
+		}
+		_, err := c.Session(t.Context(), "bob")
+		require.ErrorIs(t, err, sessionlock.ErrSuppressed, "two young rejections in a row")
+		assert.Equal(t, 2, u.logins())
+	})
+}

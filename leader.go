@@ -26,6 +26,8 @@ const (
 	// answerGrace is how long past its timeout a login may take to say why it
 	// ended: a dial error then is not an unknown outcome.
 	answerGrace = 100 * time.Millisecond
+	// farthest bounds an Expiry: a Duration counts 292 years.
+	farthest = 250 * 365 * 24 * time.Hour
 	// grace is how long requests may still use a session that was displaced, or
 	// that only this process has, before it is logged out.
 	grace = 30 * time.Second
@@ -154,7 +156,7 @@ func (c *Client) fit(p place, gen uint64, got Session) (Session, entry.Session, 
 	life := c.maxAge
 	stored := entry.Session{}
 	if !s.Expiry.IsZero() {
-		stored.End = c.store.clock.toStore(s.Expiry)
+		stored.End = min(c.store.clock.toStore(s.Expiry), now.Add(farthest))
 		content.Expiry = int64(stored.End)
 		life = stored.End.Sub(now)
 		life -= min(c.margin, life/4)
@@ -344,7 +346,7 @@ func (c *Client) pass(d time.Duration) {
 	defer t.Stop()
 	select {
 	case <-t.C:
-	case <-c.draining:
+	case <-c.drain.Done():
 	}
 }
 

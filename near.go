@@ -147,6 +147,20 @@ func (l *local) owe(held ...*lease) {
 	l.owed = append(l.owed, held...)
 }
 
+// owesStill reports whether something owed is still counted: what is older than
+// the window is not. l.mu is held.
+func (l *local) owesStill() bool {
+	for _, held := range l.owed {
+		held.mu.Lock()
+		until := held.until
+		held.mu.Unlock()
+		if time.Since(until) < l.c.window {
+			return true
+		}
+	}
+	return false
+}
+
 func (l *local) owing() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -449,14 +463,19 @@ func (l *local) lookAt(ctx context.Context, n *nearCopy) {
 	}
 }
 
-// close ends what this process does for the key: the near copy, and an attempt
-// whose login was not sent.
+// close drops the near copy for good.
 func (l *local) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.gone = true
 	l.drop()
-	if a := l.attempt; a != nil && !a.sent {
+}
+
+// endUnsent ends a for Close, unless its login is sent.
+func (l *local) endUnsent(a *attempt) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !a.sent {
 		a.cancel(fmt.Errorf("%w: session %s", ErrClosed, l.id))
 	}
 }
@@ -468,12 +487,14 @@ func (l *local) close() {
 func (l *local) Evict() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	idle := l.used.And(^uint32(usedSinceAsked))&usedSinceAsked == 0 && l.attempt == nil && !l.looking && len(l.owed) == 0 &&
+	idle := l.used.And(^uint32(usedSinceAsked))&usedSinceAsked == 0 && l.attempt == nil && !l.looking && !l.owesStill() &&
 		(l.own.failed == 0 || l.c.store.now() >= l.own.until)
-	select {
-	case <-l.behind:
-	default:
-		idle = false
+	for _, busy := range []<-chan struct{}{l.behind, l.before} {
+		select {
+		case <-busy:
+		default:
+			idle = false
+		}
 	}
 	if idle {
 		l.gone = true

@@ -15,8 +15,9 @@ import (
 	"github.com/sessionlock/sessionlock/internal/entry"
 )
 
-// Event is one outcome. Near hits and reauths are a caller's; all others are
-// those of a shared attempt and reported once, however many callers wait for it.
+// Event is one outcome. Near hits and reauths are a caller's. What an attempt comes
+// to is reported once, however many callers wait for it. Degraded, unreadable and
+// ended come from whatever met them, looks beside the callers' path included.
 type Event struct {
 	Kind       string        // one of the Event constants; expect new ones
 	KeyID      string        // see [Client.KeyID]
@@ -217,7 +218,9 @@ func logLevel(e Event) (slog.Level, bool) {
 // have them already pass.
 func (c *Client) failed(ctx context.Context, l *local, err error) error {
 	var timeout *LockError
+	var own *quietError
 	switch {
+	case errors.As(err, &own): // a user's func's, and named
 	case errors.As(err, &timeout):
 		timeout.id = l.id
 		c.emit(ctx, Event{Kind: EventLockTimeout, KeyID: l.id, Attempt: timeout.Attempts, Duration: timeout.Waited, Err: err})

@@ -113,7 +113,7 @@ func WithComplete(f func(Session) bool) Option {
 // or a hash. It is part of the entry's name but not of the lock's: during a
 // roll-out both populations keep sessions of their own and log in one at a time,
 // and a denial of the old credentials does not suppress the new. f is called
-// once per attempt, must be quick, and is not asked for a near hit. Default: one
+// once per attempt and by the calls for operators, must be quick, and is not asked for a near hit. Default: one
 // set of credentials per key.
 func WithFingerprint(f func(ctx context.Context, key string) (string, error)) Option {
 	return func(c *config) { c.fingerprint = f; c.gave("WithFingerprint", f) }

@@ -152,7 +152,10 @@ func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdi
 		l.unsure = true
 		return entry.Free, l, l.from, err
 	case verdict == entry.Lead && !l.alive():
-		_ = st.abandon(ctx, l)
+		if err := st.abandon(ctx, l); err != nil {
+			l.unsure = true
+			return entry.Free, l, l.from, err
+		}
 	case verdict == entry.Lead:
 		return verdict, l, l.from, nil
 	case verdict == entry.Refused:
@@ -209,10 +212,11 @@ func (st *store) renew(ctx context.Context, l *lease) error {
 }
 
 // commit ends the lease's attempt with res. While the store cannot be reached it
-// tries again until the lease is over, because a login was paid for it.
+// tries again, at least every quarter of a second, until the lease is over,
+// because a login was paid for it.
 func (st *store) commit(ctx context.Context, l *lease, res entry.Result) (v entry.Verdict, displaced entry.Session, now snapshot, err error) {
 	var unanswered entry.Session // displaced by a swap that may have been executed
-	for pause := 20 * time.Millisecond; ; pause *= 2 {
+	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
 		now, err = st.change(ctx, l.name, l.from, func(e entry.Entry, t entry.Time) entry.Entry {
 			e, displaced, v = st.rules.Commit(e, l.gen, l.nonce, res, t)
 			return e
@@ -415,7 +419,13 @@ type storeClock struct {
 	mu      sync.Mutex
 	local   time.Time // when it was learnt; zero: never
 	remote  time.Time
-	reading chan struct{} // closed when the reading under way is over; nil: none is
+	reading *clockReading // under way; nil: none is
+}
+
+// clockReading is one reading of the store's clock, for all who wait for it.
+type clockReading struct {
+	over chan struct{}
+	err  error // set before over is closed
 }
 
 const (
@@ -442,7 +452,7 @@ func (c *storeClock) learn(ctx context.Context, d time.Duration, spawn func(func
 	c.mu.Lock()
 	known, due, reading := !c.local.IsZero(), c.due(), c.reading
 	if due && reading == nil {
-		c.reading = make(chan struct{})
+		c.reading = &clockReading{over: make(chan struct{})}
 	}
 	c.mu.Unlock()
 	switch {
@@ -455,8 +465,11 @@ func (c *storeClock) learn(ctx context.Context, d time.Duration, spawn func(func
 		return c.read(ctx, d)
 	}
 	select {
-	case <-reading:
-		return c.learn(ctx, d, spawn)
+	case <-reading.over:
+		if errors.Is(reading.err, ErrUnavailable) {
+			return reading.err
+		}
+		return c.learn(ctx, d, spawn) // learnt, or its reader left
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -468,7 +481,8 @@ func (c *storeClock) read(ctx context.Context, d time.Duration) error {
 	remote, err := bounded(ctx, d, c.face.Now, nil)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	close(c.reading)
+	c.reading.err = err
+	close(c.reading.over)
 	c.reading = nil
 	if err == nil {
 		c.local = time.Now()

@@ -1121,7 +1121,7 @@ func (w *watching) Watch(name string, changed func()) func() {
 }
 
 func TestDistinctKeysAreBounded(t *testing.T) {
-	const keys, kept, workers = 10_000, 100, 8
+	const keys, kept, workers = 100_000, 100, 8
 	u := &counter{}
 	store := &watching{MemoryCache: new(sessionlock.MemoryCache)}
 	c, err := sessionlock.New(acme, u, sessionlock.WithCache(store), sessionlock.WithNearCache(kept, time.Minute))

@@ -30,6 +30,7 @@ type StatusError struct {
 	wait time.Duration
 }
 
+// Error names what was asked for and the status; never the body.
 func (e *StatusError) Error() string {
 	return fmt.Sprintf("sessionlocktest: %s: %d %s", e.Op, e.Code, http.StatusText(e.Code))
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -71,7 +72,7 @@ func newRedisCache(rdb redis.UniversalClient) *redisCache {
 func (r *redisCache) Load(ctx context.Context, key string) ([]byte, error) {
 	v, err := r.rdb.GetRange(ctx, key, 0, entry.MaxSize).Bytes()
 	if err != nil {
-		return nil, redisError("read", err)
+		return nil, redisError(ctx, r.rdb, "read", err)
 	}
 	if len(v) == 0 {
 		return nil, nil
@@ -90,7 +91,7 @@ func (r *redisCache) swapQuietly(ctx context.Context, key string, old, next []by
 func (r *redisCache) swap(ctx context.Context, key, channel string, old, next []byte, ttl time.Duration) ([]byte, error) {
 	res, err := lua.Swap.Run(ctx, r.rdb, []string{key}, old, next, ttl.Milliseconds(), channel, entry.MaxSize).Result()
 	if err != nil {
-		return nil, redisError("swap", err)
+		return nil, redisError(ctx, r.rdb, "swap", err)
 	}
 	switch now := res.(type) {
 	case int64:
@@ -109,7 +110,7 @@ func (r *redisCache) Watch(key string, changed func()) func() { return r.hub.Wat
 func (r *redisCache) Now(ctx context.Context) (time.Time, error) {
 	t, err := r.rdb.Time(ctx).Result()
 	if err != nil {
-		return time.Time{}, redisError("clock", err)
+		return time.Time{}, redisError(ctx, r.rdb, "clock", err)
 	}
 	return t, nil
 }
@@ -117,15 +118,72 @@ func (r *redisCache) Now(ctx context.Context) (time.Time, error) {
 // redisError names what failed. It prints what the server or the network said,
 // but not what the client library makes of a reply it cannot parse: that quotes
 // the reply.
-func redisError(op string, err error) error {
+//
+// A node of a Cluster that cannot be reached may have been replaced. go-redis
+// asks who owns its slots once a minute, unless told to look now: with that,
+// writes go on 3 s after a master was killed rather than 60.
+func redisError(ctx context.Context, rdb redis.UniversalClient, op string, err error) error {
 	var (
 		server  redis.Error
 		network net.Error
 	)
-	if errors.As(err, &server) || errors.As(err, &network) || errors.Is(err, redis.ErrClosed) || errors.Is(err, io.EOF) {
-		return &toldError{op + ": " + err.Error(), err}
+	told := &toldError{text: fmt.Sprintf("%s: failed (%T)", op, err), err: err}
+	told.answered = errors.As(err, &server) && !redis.IsLoadingError(err) && !redis.IsReadOnlyError(err) &&
+		!redis.IsClusterDownError(err) && !redis.IsMasterDownError(err) && !redis.IsTryAgainError(err) && !redis.IsMaxClientsError(err)
+	if server != nil || errors.As(err, &network) || errors.Is(err, redis.ErrClosed) || errors.Is(err, io.EOF) {
+		told.text = op + ": " + err.Error()
 	}
-	return &toldError{fmt.Sprintf("%s: failed (%T)", op, err), err}
+	if cluster, ok := rdb.(*redis.ClusterClient); ok && !told.answered {
+		cluster.ReloadState(ctx)
+	}
+	return told
+}
+
+// checkRedis looks at how every primary behind rdb is set up, as far as its user
+// may: INFO is no right that a client needs.
+func checkRedis(ctx context.Context, timeout time.Duration, rdb redis.UniversalClient) (found []error) {
+	var mu sync.Mutex
+	look := func(ctx context.Context, node *redis.Client) error {
+		info, err := node.InfoMap(ctx).Result() // several sections at once would want Redis 7
+		mu.Lock()
+		defer mu.Unlock()
+		if err == nil {
+			found = append(found, checkInfo(node.Options().Addr, info)...)
+		}
+		return nil
+	}
+	_, _ = within(ctx, timeout, func(ctx context.Context) (struct{}, error) {
+		switch rdb := rdb.(type) {
+		case *redis.Client:
+			_ = look(ctx, rdb)
+		case *redis.ClusterClient:
+			_ = rdb.ForEachMaster(ctx, look)
+		case *redis.Ring:
+			_ = rdb.ForEachShard(ctx, look)
+		}
+		return struct{}{}, nil
+	}, nil)
+	mu.Lock()
+	defer mu.Unlock()
+	return slices.Clone(found)
+}
+
+func checkInfo(node string, info map[string]map[string]string) (found []error) {
+	finds := func(finding, advice string, args ...any) {
+		found = append(found, &CheckError{Subject: "redis", Finding: node + " " + fmt.Sprintf(finding, args...), Advice: advice})
+	}
+	var major, minor int
+	version := info["Server"]["redis_version"]
+	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n == 2 && (major < 6 || (major == 6 && minor < 2)) {
+		finds("is version %s", "use 6.2 or later", version)
+	}
+	if m := info["Memory"]; m["maxmemory"] != "0" && m["maxmemory_policy"] != "" && m["maxmemory_policy"] != "noeviction" {
+		finds("evicts by %s", "set maxmemory-policy noeviction, or use an instance of its own: an evicted entry costs a login and forgets counted failures", m["maxmemory_policy"])
+	}
+	if info["Persistence"]["aof_enabled"] == "0" {
+		finds("keeps no append-only file", "set appendonly yes, or accept that after a crash every key logs in once more and failed logins are counted from zero")
+	}
+	return found
 }
 
 // MemoryCache is a [Cache] and [Watcher] in this process. The zero value is

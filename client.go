@@ -32,7 +32,8 @@ type core struct {
 	near     near.Map[*local]
 	looks    looks
 	stats    counters
-	hub      func() // ends the push subscription; nil: none of ours
+	told     atomic.Int64 // when a refused call was last logged
+	hub      func()       // ends the push subscription; nil: none of ours
 
 	base  context.Context //nolint:containedctx // the client's own life: ended when Close is over
 	end   context.CancelFunc
@@ -76,7 +77,7 @@ func (c *Client) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[sessio
 func (c *Client) newStore() *store {
 	st := &store{
 		cache: c.cache, locker: c.locker,
-		rules: c.rules(), lockTTL: c.lockTTL, opTimeout: c.opTimeout, holder: holder(),
+		rules: c.rules(), lockTTL: c.lockTTL, gate: newGate(c.opTimeout), holder: holder(),
 	}
 	if st.cache == nil {
 		rc := newRedisCache(c.rdb)
@@ -91,6 +92,7 @@ func (c *Client) newStore() *store {
 	}
 	st.watcher, _ = st.cache.(Watcher)
 	st.clock.face, _ = st.cache.(Clock)
+	st.clock.gate = st.gate
 	return st
 }
 
@@ -147,7 +149,13 @@ func (c *Client) Do(ctx context.Context, key string, fn func(context.Context, Se
 	if err != nil {
 		return err
 	}
-	return c.run(ctx, s, fn)
+	return c.run(ctx, s, fn, c)
+}
+
+// origin is where the session of a Do comes from: the client, or a scope.
+type origin interface {
+	session(ctx context.Context, key string, no rejection) (Session, error) // that follows a rejected one
+	condemn(ctx context.Context, s Session)
 }
 
 // run is the loop of Do, written out because it has two rounds and no more:
@@ -158,7 +166,7 @@ func (c *Client) Do(ctx context.Context, key string, fn func(context.Context, Se
 //	second run     ok, or an error that is no rejection   → that
 //	               rejected                               → *ReauthError; the back-off for young
 //	                                                        sessions decides when anybody logs in
-func (c *Client) run(ctx context.Context, s Session, fn func(context.Context, Session) error) error {
+func (c *Client) run(ctx context.Context, s Session, fn func(context.Context, Session) error, from origin) error {
 	first := fn(ctx, s)
 	verdict := c.verdict(first)
 	if verdict == NotRejected {
@@ -166,19 +174,19 @@ func (c *Client) run(ctx context.Context, s Session, fn func(context.Context, Se
 	}
 	id := c.KeyID(s.Key())
 	if again, _ := ctx.Value(idempotentKey{}).(bool); verdict == RejectedDuring && !again {
-		c.condemn(ctx, s)
+		from.condemn(ctx, s)
 		return c.reauth(ctx, s, &ReauthError{First: first, id: id})
 	}
-	s2, err := c.session(ctx, s.Key(), rejects(s))
-	if ctx.Err() != nil {
-		c.condemn(ctx, s)
+	s2, err := from.session(ctx, s.Key(), rejects(s))
+	if ctx.Err() != nil || errors.Is(err, ErrInvalid) { // a scope that has ended asked nobody
+		from.condemn(ctx, s)
 	}
 	if err != nil {
 		return c.reauth(ctx, s, &ReauthError{First: first, Second: err, id: id})
 	}
 	second := fn(context.WithValue(ctx, rejectionKey{}, first), s2)
 	if c.verdict(second) != NotRejected {
-		c.condemn(ctx, s2)
+		from.condemn(ctx, s2)
 		return c.reauth(ctx, s2, &ReauthError{First: first, Second: second, id: id, again: true})
 	}
 	_ = c.reauth(ctx, s2, nil)
@@ -234,7 +242,7 @@ func (c *Client) Invalidate(ctx context.Context, s Session) error {
 	l := c.near.LoadOrNew(s.Key())
 	l.condemn(rejects(s))
 	return c.operate(ctx, l, func(ctx context.Context) error {
-		_ = c.store.clock.learn(ctx, c.opTimeout, c.spawn) // better judged by our own clock than not at all
+		_ = c.store.clock.learn(ctx, c.spawn) // better judged by our own clock than not at all
 		_, err := c.store.invalidate(ctx, s.inside().name, s.Generation())
 		return err
 	})
@@ -266,6 +274,58 @@ func (c *Client) Logout(ctx context.Context, key string) error {
 		}
 		return nil
 	})
+}
+
+// Put makes s, a session obtained elsewhere, in a browser for instance, the
+// fleet's session of key and returns it as stored. It takes the place of the one
+// before, which is given to [WithLogout] after 30 s; a login under way stores
+// nothing and its callers get s. Failed logins stay counted, but no longer
+// suppress: s is there to be used, and the next login may be tried when it has
+// ended.
+//
+// [ErrInvalid] for what would be [ErrIncomplete] of a login, matching both;
+// [ErrUnavailable] when s may or may not have been stored: Put it again.
+func (c *Client) Put(ctx context.Context, key string, s Session) (Session, error) {
+	if err := errors.Join(checkContext(ctx), checkKey(key)); err != nil {
+		return Session{}, err
+	}
+	l := c.near.LoadOrNew(key)
+	fit := func(p place, gen uint64) (kept Session, stored entry.Session, err error) {
+		if kept, stored, err = c.fit(p, gen, s); err != nil {
+			err = fmt.Errorf("%w: session put for %s: %w", ErrInvalid, l.id, err)
+		}
+		return kept, stored, err
+	}
+	kept, _, err := fit(l.place, 0)
+	if err != nil {
+		return Session{}, err
+	}
+	err = c.operate(ctx, l, func(ctx context.Context) error {
+		p, seen, err := c.look(ctx, l)
+		if err != nil {
+			return err
+		}
+		var bad error
+		var stored, displaced entry.Session
+		_, err = c.store.change(ctx, p.entry, seen, func(e entry.Entry, now entry.Time) entry.Entry {
+			gen := entry.Number(e, now)
+			if kept, stored, bad = fit(p, gen); bad == nil {
+				e, displaced = c.store.rules.Put(e, gen, stored, now)
+			}
+			return e
+		})
+		if err = errors.Join(bad, err); err == nil {
+			l.put(c.nearCopy(kept, p.entry, stored))
+		}
+		if !c.single { // after an error too: it may have been stored all the same
+			c.endDisplaced(l, rejection{}, p, displaced, kept)
+		}
+		return err
+	})
+	if err != nil {
+		return Session{}, err
+	}
+	return kept, nil
 }
 
 // clear removes the session from the entry; lost: there was no entry.
@@ -415,7 +475,7 @@ func gone(ctx context.Context, id string) error {
 	return err
 }
 
-// Doer is what [Call] runs on: a [*Handle].
+// Doer is what [Call] runs on: a [*Handle] or a [*Scope].
 type Doer interface {
 	Do(ctx context.Context, fn func(context.Context, Session) error) error
 }
@@ -480,7 +540,7 @@ func (h *Handle) Do(ctx context.Context, fn func(context.Context, Session) error
 	if err != nil {
 		return err
 	}
-	return h.c.run(ctx, s, fn)
+	return h.c.run(ctx, s, fn, h.c)
 }
 
 // wait joins the shared attempt for l on behalf of one caller and stays until it
@@ -507,7 +567,7 @@ func (c *Client) wait(ctx context.Context, l *local, no rejection) (Session, err
 			return s, nil
 		case err == nil && mine:
 			return Session{}, fmt.Errorf("%w: the login of %s returned the rejected token again", ErrRejected, l.id)
-		case err == nil:
+		case err == nil, err == errNotElected: //nolint:errorlint // as above
 		case !mine && timeout != nil && time.Since(start) < c.contention.total():
 		default:
 			return Session{}, err
@@ -552,6 +612,7 @@ func (c *Client) await(ctx context.Context, l *local, a *attempt, mine bool, sta
 // R8) and ends with the last of them only while its login is not sent.
 type attempt struct {
 	no     rejection               // what the caller that started it will not take
+	ahead  rejection               // what it renews before it ends; zero: callers wait for it
 	start  time.Time               // when that caller came: its wait counts from then
 	cancel context.CancelCauseFunc // ends it
 	before <-chan struct{}         // closed when the attempt before it has freed its lock
@@ -578,22 +639,50 @@ func (c *Client) join(ctx context.Context, l *local, no rejection, start time.Ti
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.reject(no)
-	if l.attempt != nil {
-		l.attempt.callers++
-		return l.attempt, false, nil
+	a = l.attempt
+	if l.ahead != nil && l.ahead.ahead.in(no.name) != 0 && l.ahead.ahead.gen <= no.gen {
+		a = l.ahead // it is making what this caller needs; what it renews is dead for the fleet now
+		c.spawn(func() { _, _ = c.store.invalidate(c.base, no.name, no.gen) })
 	}
-	if !c.enter() {
+	if a != nil && a.callers >= maxWaiters {
+		return nil, false, &LockError{Err: ErrLocked, id: l.id}
+	}
+	if a != nil {
+		a.callers++
+		return a, false, nil
+	}
+	a = c.start(context.WithoutCancel(ctx), l, &attempt{no: no, start: start, callers: 1})
+	if a == nil {
 		return nil, false, fmt.Errorf("%w: session %s", ErrClosed, l.id)
 	}
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	a = &attempt{
-		no: no, start: start, cancel: cancel, callers: 1,
-		before: l.before, over: make(chan struct{}), done: make(chan struct{}), err: errEnded,
-	}
-	l.attempt, l.before = a, a.over
-	go c.fly(ctx, l, a)
+	l.attempt = a
 	return a, true, nil
 }
+
+// start lets a fly, after the attempt before it; nil when the client is closed.
+// l.mu is held.
+func (c *Client) start(ctx context.Context, l *local, a *attempt) *attempt {
+	if !c.enter() {
+		return nil
+	}
+	ctx, a.cancel = context.WithCancelCause(ctx)
+	a.before, a.over, a.done, a.err = l.before, make(chan struct{}), make(chan struct{}), errEnded
+	l.before = a.over
+	go c.fly(ctx, l, a)
+	return a
+}
+
+// renew starts to replace n before it ends (rule R7): the shared attempt, except
+// that it asks for what is newer than n, never waits, and is nobody's to wait
+// for but those whose n was rejected. l.mu is held.
+func (c *Client) renew(l *local, n *nearCopy) {
+	if l.attempt == nil && l.ahead == nil {
+		l.ahead = c.start(c.base, l, &attempt{ahead: rejects(n.session), start: time.Now(), callers: 1})
+	}
+}
+
+// errNotElected ends a renewal ahead of time that is not for this process to make.
+var errNotElected = errors.New("sessionlock: not for this process to renew the session")
 
 // fly runs an attempt to its end: the answer first, then what nobody waits for.
 func (c *Client) fly(ctx context.Context, l *local, a *attempt) {
@@ -627,7 +716,12 @@ func (c *Client) try(ctx context.Context, l *local, a *attempt) (Session, error)
 	}
 	w := &waiting{contention: c.contention, store: c.store, name: p.entry, start: a.start}
 	a.waiting = w
-	q := ask{name: p.entry, lock: p.lock, after: max(a.no.in(p.entry), l.dead(p.entry))}
+	q := ask{name: p.entry, lock: p.lock, after: max(a.no.in(p.entry), a.ahead.in(p.entry), l.dead(p.entry))}
+	var sealed error // why the session of q.after cannot be read here
+	if gen := a.ahead.in(p.entry); gen != 0 && seen.entry.Gen > gen && seen.entry.Session.Gen < gen {
+		l.changed() // logged out or rejected, and this process was not told: nobody needs a renewal
+		return Session{}, errNotElected
+	}
 	for {
 		var verdict entry.Verdict
 		verdict, seen, err = c.acquire(ctx, l, a, q, seen)
@@ -643,11 +737,20 @@ func (c *Client) try(ctx context.Context, l *local, a *attempt) (Session, error)
 				c.emit(ctx, Event{Kind: EventUnreadable, KeyID: l.id, Generation: seen.entry.Session.Gen, Err: bad})
 			}
 			q.after = seen.entry.Session.Gen // unusable, or the rejected token again: as good as rejected
+			if q.unread = errors.Is(bad, record.ErrUnknownKey); q.unread {
+				sealed = &toldError{text: bad.Error(), err: bad, answered: true}
+			}
 			continue
+		case verdict == entry.Suppressed && q.shielded(seen.entry, c.store.now()):
+			return Session{}, c.failed(ctx, l, &outage{cause: sealed})
+		case verdict == entry.Suppressed && a.ahead.gen != 0:
+			return Session{}, c.suppression(l, seen.entry)
 		case verdict == entry.Suppressed:
 			return Session{}, c.suppressed(ctx, l, seen.entry)
 		case verdict == entry.Lead:
 			return c.lead(ctx, l, a, p, q.after)
+		case a.ahead.gen != 0:
+			return Session{}, errNotElected
 		}
 		if seen, err = w.next(ctx, q.after); err != nil {
 			return Session{}, c.failed(ctx, l, err)
@@ -699,7 +802,7 @@ func (c *Client) placeOf(key, fingerprint, lockKey string) place {
 // first looks at the entry, and invalidates the rejected generation on the way. If
 // that fails the attempt goes on: it asks for a newer one anyway.
 func (c *Client) first(ctx context.Context, p place, no rejection) (snapshot, error) {
-	if err := c.store.clock.learn(ctx, c.opTimeout, c.spawn); err != nil {
+	if err := c.store.clock.learn(ctx, c.spawn); err != nil {
 		return snapshot{}, err
 	}
 	if no.gen != 0 && no.name != p.entry { // other credentials since
@@ -726,7 +829,7 @@ func (c *Client) acquire(ctx context.Context, l *local, a *attempt, q ask, seen 
 	case l.owing(): // but what the entry says may be ours
 	case seen.entry.Alive(now):
 		return entry.Free, seen, nil
-	case c.store.rules.Spent(seen.entry, now):
+	case c.store.rules.Spent(seen.entry, now), q.shielded(seen.entry, now):
 		return entry.Suppressed, seen, nil
 	}
 	select {
@@ -734,7 +837,9 @@ func (c *Client) acquire(ctx context.Context, l *local, a *attempt, q ask, seen 
 	case <-ctx.Done():
 		return entry.Free, seen, context.Cause(ctx)
 	}
-	if err := l.mayLogin(q.name, seen.entry, c.store.now()); err != nil {
+	if err := l.mayLogin(q.name, seen.entry, c.store.now()); err != nil && a.ahead.gen != 0 {
+		return entry.Free, seen, err
+	} else if err != nil {
 		c.emit(ctx, Event{Kind: EventSuppressed, KeyID: l.id, Generation: seen.entry.Gen, Err: err})
 		return entry.Free, seen, err
 	}
@@ -754,6 +859,9 @@ func (c *Client) adopt(ctx context.Context, l *local, a *attempt, w *waiting, s 
 		kind = EventAdopted
 	}
 	a.near = c.nearCopy(s, w.name, seen.entry.Session)
+	if c.idle > 0 && seen.entry.Session.Expires.Sub(c.store.now()) <= c.less(c.idle)-c.idle/10 {
+		c.spawn(func() { _, _ = c.touch(c.base, w.name, seen, s.Generation()) })
+	}
 	c.emit(ctx, Event{Kind: kind, KeyID: l.id, Generation: s.Generation(), Attempt: w.ticks, Start: w.start})
 	return s
 }
@@ -768,19 +876,28 @@ func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, after 
 		return Session{}, context.Cause(ctx)
 	}
 	start := time.Now()
+	src := c.source(l, a, p)
 	stop := c.heartbeat(ctx, l, a.lease)
-	got, class, pause, err := c.login(ctx, l, p)
+	out := c.login(ctx, l, src)
 	stop()
-	res, gen := entry.Result{Class: class, Wait: pause}, a.lease.gen
+	got, res, err := Session{}, entry.Result{Class: out.class, Wait: out.pause}, out.err
 	if err == nil {
-		got, res, err = c.accept(p, gen, got)
+		got, res, err = c.accept(src, out)
 	}
 	verdict, displaced, seen, commitErr := c.store.commit(context.WithoutCancel(ctx), a.lease, res)
-	done := Event{Kind: EventLoginOK, KeyID: l.id, Generation: gen, Start: start}
+	done := Event{Kind: EventLoginOK, KeyID: l.id, Generation: src.gen, Start: start}
+	if out.refreshed {
+		done.Kind = EventRefreshed
+	}
 	if err != nil {
 		l.count(p.entry, res.Class, commitErr == nil)
 		defer func() { _ = c.failed(ctx, l, commitErr) }()
-		return Session{}, c.loginFailed(ctx, l, done, seen.entry, res.Class, err)
+		failed := c.loginFailed(l, seen.entry, res.Class, err)
+		if done.Err = failed; !out.refreshed { // else that was said
+			done.Kind = loginEvent(res.Class)
+			c.emit(ctx, done)
+		}
+		return Session{}, failed
 	}
 	c.emit(ctx, done)
 	l.forgive()
@@ -789,12 +906,18 @@ func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, after 
 		_ = c.failed(ctx, l, commitErr)
 		a.near = c.nearCopy(got, p.entry, res.Session)
 		a.near.until = earlier(a.near.until, time.Now().Add(grace))
-		c.endUnlessStored(p, got, grace)
+		if !out.refreshed {
+			c.endUnlessStored(p, got, grace)
+		}
+	case verdict == entry.Stale && out.refreshed:
+		return c.overtaken(ctx, l, a, p, after, Session{}, seen)
 	case verdict == entry.Stale:
 		return c.overtaken(ctx, l, a, p, after, got, seen)
 	default:
 		a.near = c.nearCopy(got, p.entry, seen.entry.Session)
-		c.endDisplaced(l, a, p, displaced, got)
+		if !out.refreshed && !c.single {
+			c.endDisplaced(l, a.no, p, displaced, got)
+		}
 	}
 	return got, nil
 }

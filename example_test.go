@@ -1,6 +1,7 @@
 package sessionlock_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,6 +32,7 @@ import (
 type acmeAPI struct {
 	ErrBadPassword, ErrDown, ErrDeadSession error
 	logins                                  int
+	ledgers                                 []string // chosen, and in which session
 }
 
 type Order struct{ ID int }
@@ -53,6 +55,11 @@ func (a *acmeAPI) Orders(_ context.Context, token string) ([]Order, error) {
 		return nil, a.ErrDeadSession
 	}
 	return []Order{{ID: 42}}, nil
+}
+
+func (a *acmeAPI) SelectLedger(_ context.Context, token, ledger string) error {
+	a.ledgers = append(a.ledgers, token+": "+ledger)
+	return nil
 }
 
 // client returns a client of this process alone, with logins that always
@@ -138,6 +145,38 @@ func ExampleCall() {
 	}
 	fmt.Println(orders, err, acme.logins, "logins")
 	// Output: [{42}] <nil> 2 logins
+}
+
+// The upstream keeps the chosen ledger in the session.
+func ExampleScope() {
+	ctx, acme, tenant := context.Background(), newAcme(), "tenant-7"
+	client := clientOf(sessionlock.AuthenticatorFunc(func(ctx context.Context, tenant string) (sessionlock.Session, error) {
+		token, _, err := acme.Login(ctx, tenant)
+		return sessionlock.Session{Token: sessionlock.NewToken(token)}, err
+	}))
+	defer client.Close(ctx)
+
+	run := func() (err error) {
+		err = client.Check(ctx) // reachable, rights, pushes, clock; version, eviction and persistence of Redis
+		if errors.Is(err, sessionlock.ErrUnavailable) {
+			return err // not ready; the rest is advice
+		}
+		err = client.Scope(ctx, tenant, func(ctx context.Context, sc *sessionlock.Scope) error {
+			sc.SetUp(func(ctx context.Context, s sessionlock.Session) error {
+				return acme.SelectLedger(ctx, s.Token.Reveal(), "2026") // once for each session, so again after a renewal
+			})
+			return sc.Do(ctx, func(ctx context.Context, s sessionlock.Session) error {
+				_, err := acme.Orders(ctx, s.Token.Reveal())
+				if errors.Is(err, acme.ErrDeadSession) {
+					err = sessionlock.Reject(err)
+				}
+				return err
+			})
+		})
+		return err
+	}
+	fmt.Println(run(), acme.logins, "logins", acme.ledgers)
+	// Output: <nil> 2 logins [token 1 of tenant-7: 2026 token 2 of tenant-7: 2026]
 }
 
 // A login over HTTP: its answer is decoded straight into a Token, and its status
@@ -441,8 +480,8 @@ func ExampleClient_Stats() {
 	}
 	fmt.Printf("%+v\n%+v\n", a.Stats(), b.Stats())
 	// Output:
-	// {NearHits:2 SharedHits:0 Adopted:0 Logins:1 Denied:0 Suppressed:0 Reauths:0 Waiters:0}
-	// {NearHits:2 SharedHits:1 Adopted:0 Logins:0 Denied:0 Suppressed:0 Reauths:0 Waiters:0}
+	// {NearHits:2 SharedHits:0 Adopted:0 Logins:1 Denied:0 Refreshes:0 Suppressed:0 Reauths:0 Waiters:0}
+	// {NearHits:2 SharedHits:1 Adopted:0 Logins:0 Denied:0 Refreshes:0 Suppressed:0 Reauths:0 Waiters:0}
 }
 
 // Logs, errors, events and Redis know a key by its id.
@@ -705,6 +744,63 @@ func ExampleLocker() {
 	// true
 }
 
+// The upstream issues refresh tokens that live a day, with sessions that live five
+// minutes: one login a day, and no caller waits for a renewal.
+func ExampleWithRefresh() {
+	ctx := context.Background()
+	issue := func(access, refresh string, until time.Time) sessionlock.Session {
+		s := sessionlock.Session{Token: sessionlock.NewToken(access), Expiry: time.Now().Add(5 * time.Minute), RefreshExpiry: until}
+		return s.WithValue("refresh", refresh)
+	}
+	login := sessionlock.AuthenticatorFunc(func(context.Context, string) (sessionlock.Session, error) {
+		return issue("access-1", "refresh-1", time.Now().Add(24*time.Hour)), nil
+	})
+	refresh := func(_ context.Context, _ string, old sessionlock.Session) (sessionlock.Session, error) {
+		if old.Value("refresh") != "refresh-1" {
+			return sessionlock.Session{}, sessionlock.Denied(errors.New("invalid_grant")) // a login is next
+		}
+		return issue("access-2", "refresh-1", old.RefreshExpiry), nil
+	}
+	client, err := sessionlock.New("https://api.acme.test", login, sessionlock.WithCache(new(sessionlock.MemoryCache)),
+		sessionlock.WithRefresh(refresh), sessionlock.WithRefreshAhead(time.Minute))
+	if err != nil {
+		panic(err)
+	}
+	defer client.Close(ctx)
+	s, _ := client.Session(ctx, "bob")
+	_ = client.Invalidate(ctx, s) // the upstream ended it early
+	s, err = client.Session(ctx, "bob")
+	fmt.Println(s.Token.Reveal(), err, client.Stats().Logins, client.Stats().Refreshes)
+	// Output: access-2 <nil> 1 1
+}
+
+// An upstream that ends what was idle for a quarter of an hour and, with each
+// login, the session before.
+func ExampleWithIdleTTL() {
+	ctx := context.Background()
+	client := client(sessionlock.WithIdleTTL(15*time.Minute), sessionlock.WithSingleSession())
+	defer client.Close(ctx)
+	_, err := client.Session(ctx, "bob")
+	status, _ := client.Inspect(ctx, "bob")
+	fmt.Println(err, time.Until(status.Expiry).Round(time.Minute))
+	// Output: <nil> 15m0s
+}
+
+// What is stored is sealed: who can read Redis cannot use it.
+func ExampleWithKeyring() {
+	ctx := context.Background()
+	key := []byte("32 random bytes out of a secret!") // the same in the whole fleet
+	keyring, err := sessionlock.NewKeyring("2026-11", key)
+	if err != nil {
+		panic(err)
+	}
+	client := client(sessionlock.WithKeyring(keyring))
+	defer client.Close(ctx)
+	s, err := client.Session(ctx, "bob")
+	fmt.Println(s.Token.Reveal(), err, keyring)
+	// Output: token-bob-1 <nil> [sessionlock keyring]
+}
+
 // Whoever waits for a login that does not end learns for how long he did.
 func ExampleLockError() {
 	ctx := context.Background()
@@ -755,16 +851,25 @@ func Example_errors() {
 	// Output: ask for the password
 }
 
+// exampleBodies finds the examples of a file, to their closing brace.
+var exampleBodies = regexp.MustCompile(`(?ms)^func Example.*?^}$`)
+
 // Words that examples need not show: methods of standard interfaces, and what a
 // struct or group is shown by.
-var unshown = regexp.MustCompile(`^(String|GoString|Format|LogValue|MarshalText|Error|Unwrap|Evict|Event.+|Status|Stats)$`)
+var unshown = regexp.MustCompile(`^(String|GoString|Format|LogValue|MarshalText|Error|Unwrap|Evict|Event.+|Status|Stats|Keyring)$`)
 
-// Every exported name is met in an example.
+// Every exported name is met in an example; those of one subject may stand beside
+// its tests.
 func TestExamplesShowEveryExportedName(t *testing.T) {
 	shown, err := os.ReadFile("example_test.go")
 	require.NoError(t, err)
 	files, err := filepath.Glob("*.go")
 	require.NoError(t, err)
+	for _, file := range files {
+		if b, err := os.ReadFile(file); err == nil && file != "example_test.go" && strings.HasSuffix(file, "_test.go") {
+			shown = append(shown, bytes.Join(exampleBodies.FindAll(b, -1), nil)...)
+		}
+	}
 	check := func(id *ast.Ident) {
 		if id.IsExported() && !unshown.MatchString(id.Name) {
 			assert.Truef(t, regexp.MustCompile(`[.)]\s*`+id.Name+`\b`).Match(shown), "%s is in no example", id.Name)
@@ -823,5 +928,5 @@ func TestReadmeShowsCodeThatRuns(t *testing.T) {
 		blocks++
 		i = end
 	}
-	assert.Equal(t, 2, blocks)
+	assert.Equal(t, 4, blocks)
 }

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -48,6 +49,7 @@ type setup struct {
 	Redis, Upstream      string
 	LockTTL              time.Duration // 0: the default
 	ReauthMin, ReauthMax time.Duration // 0: the defaults
+	Ahead                time.Duration // WithRefreshAhead
 }
 
 func (s setup) client(rdb redis.UniversalClient) (*sessionlock.Client, error) {
@@ -58,6 +60,9 @@ func (s setup) client(rdb redis.UniversalClient) (*sessionlock.Client, error) {
 	}
 	if s.ReauthMin > 0 {
 		opts = append(opts, sessionlock.WithReauthBackoff(s.ReauthMin, s.ReauthMax))
+	}
+	if s.Ahead > 0 {
+		opts = append(opts, sessionlock.WithRefreshAhead(s.Ahead))
 	}
 	return sessionlock.New(s.Upstream, remote, opts...)
 }
@@ -149,6 +154,8 @@ func (w *worker) answer(ctx context.Context, op string, arg json.RawMessage) (an
 			}
 			return s, last
 		}), nil
+	case "keep": // as "work", without requests; what it took is that of the slowest call
+		return w.keep(ctx, o), nil
 	case "hold": // callers inside Do, all with a session that they have not used yet
 		w.hold(ctx, o)
 		return nil, nil
@@ -704,4 +711,80 @@ func TestUpstreamIsUsedWithinThirtySecondsAfterAnOutage(t *testing.T) {
 			})
 		})
 	}
+}
+
+// keep has o's callers ask for a session that is there, until the timeout. Took is
+// the longest that a call took, and Err counts those that were no near hits.
+func (w *worker) keep(ctx context.Context, o order) []outcome {
+	var calls atomic.Uint64
+	before, longest := w.client.Stats(), make([]time.Duration, o.Callers)
+	outcomes := o.run(ctx, func(ctx context.Context, i int) (s sessionlock.Session, last error) {
+		for range o.ticks(ctx) {
+			start := time.Now()
+			got, err := w.client.Session(context.WithoutCancel(ctx), o.Key)
+			longest[i] = max(longest[i], time.Since(start))
+			calls.Add(1)
+			if err != nil {
+				last = err
+				continue
+			}
+			s = got
+		}
+		return s, last
+	})
+	for i := range outcomes {
+		outcomes[i].Took = longest[i]
+		if waited := calls.Load() - (w.client.Stats().NearHits - before.NearHits); waited > 0 {
+			outcomes[i].Err += fmt.Sprintf("%d of %d calls were no near hits", waited, calls.Load())
+		}
+	}
+	return outcomes
+}
+
+// keptAlive has a fleet use one session for d, while it is renewed ahead of its end.
+func keptAlive(t *testing.T, d time.Duration) {
+	const (
+		life, window = 6 * time.Second, 2 * time.Second
+		used         = life * 3 / 4 // less the margin, which is a quarter
+		login        = 300 * time.Millisecond
+	)
+	c := found(t, processes, setup{Ahead: window})
+	c.upstream.SetTTL(life)
+	oneSession(t, processes, c.all("session", order{Key: "bob", Callers: 1}))
+	c.upstream.Delay(login) // from now on who waits for one shows it
+	keeping := c.start(c.workers, "keep", order{Key: "bob", Callers: 5, Timeout: d, Tick: 5 * time.Millisecond})
+	<-time.After(d - life/2)
+	kept, atOnce := c.upstream.Logins("bob")
+	c.upstream.SetTTL(time.Hour) // the last one lives on
+	got := keeping()
+	for _, o := range got {
+		require.Empty(t, o.Err, "a caller waited")
+		require.NotEmpty(t, o.Token)
+	}
+	slowest := slices.MaxFunc(got, func(a, b outcome) int { return int(a.Took - b.Took) })
+	t.Logf("%d logins in %v; the slowest of all calls took %v", kept, d-life, slowest.Took)
+	assert.Less(t, slowest.Took, login, "no longer than a login")
+	assert.Equal(t, 1, atOnce)
+	// A session is renewed window ± 10 % before its end, and the next one lives from
+	// the time its login was sent. A busy machine may be late.
+	soonest, latest := used-window*11/10, used-window*9/10+login
+	assert.GreaterOrEqual(t, kept-1, int((d-life)/latest)-1, "logins")
+	assert.LessOrEqual(t, kept-1, int((d-life)/soonest)+1, "logins")
+
+	for _, p := range c.workers {
+		require.NoError(t, p.Call(t.Context(), "close", order{}, nil))
+	}
+	bob := c.upstream.Ledger().Accounts["bob"]
+	assert.Equal(t, bob.OK, bob.Sent)
+	assert.Equal(t, 1, bob.Live, "sessions alive when all processes have ended")
+	assert.Equal(t, bob.OK-1, bob.Logouts+bob.LateLogouts, "each that was displaced was logged out, once")
+}
+
+func TestFleetKeepsASessionAliveAndNobodyWaits(t *testing.T) {
+	keptAlive(t, 13*time.Second)
+}
+
+func TestFleetKeepsASessionAliveForAMinuteAndNobodyWaits(t *testing.T) {
+	atLength(t)
+	keptAlive(t, time.Minute)
 }

@@ -80,60 +80,181 @@ func protect[T any](f func() (T, error)) (v T, err error) {
 	return f()
 }
 
-// login makes the login in a goroutine of its own and says, when it fails, in
-// which class and for how long the upstream wants to be left alone. A login that
-// does not return is left behind: this process sends no other for the key until
-// it has, and ends the session that it may still bring.
-func (c *Client) login(ctx context.Context, l *local, p place) (s Session, class entry.Class, pause time.Duration, err error) {
-	type result struct {
-		s   Session
-		err error
+// outcome is what a leader brings from the upstream: a session, or why there is
+// none, in which class, and for how long the upstream wants to be left alone.
+type outcome struct {
+	session   Session
+	refreshed bool // by WithRefresh alone, in vain if there is an err: no login was sent
+	class     entry.Class
+	pause     time.Duration
+	err       error
+}
+
+// source is what a leader starts from.
+type source struct {
+	place
+	gen   uint64     // of what it brings
+	no    rejection  // what it must not bring again
+	old   Session    // to be refreshed; zero: log in
+	until entry.Time // before it old is good to those who have not seen it rejected; 0: it is not
+	ahead bool       // nobody needs it yet
+}
+
+// good reports whether old will still do for who has it.
+func (c *Client) good(l *local, src source) bool {
+	return c.store.now() < src.until && src.old.Generation() > l.dead(src.entry)
+}
+
+// source finds out whether there is a session to refresh.
+func (c *Client) source(l *local, a *attempt, p place) source {
+	src := source{place: p, gen: a.lease.gen, no: a.no, ahead: a.ahead.gen != 0}
+	e, now := a.lease.from.entry, c.store.now()
+	dead := l.dead(p.entry)
+	if a.lease.after != a.ahead.in(p.entry) { // rejected; or found and of no use
+		dead = max(dead, a.lease.after)
 	}
+	if c.refresh != nil && e.Refreshable(dead, now) {
+		if old, bad := c.read(p, e.Session); bad == nil {
+			src.old = old
+			if e.Usable(dead, now) {
+				src.until = e.Session.Expires
+			}
+		}
+	}
+	return src
+}
+
+// login brings a session from the upstream, in a goroutine of its own. What does
+// not return is left behind: this process sends no other login for the key until
+// it has, and ends the session that it may still bring.
+func (c *Client) login(ctx context.Context, l *local, src source) outcome {
 	var reached reach
 	ctx, cancel := context.WithTimeout(reached.watch(withLogin(ctx, c, l.key)), c.loginTimeout)
-	done, ended := make(chan result, 1), make(chan struct{})
+	done, ended := make(chan outcome, 1), make(chan struct{})
 	go func() {
-		var r result
-		returned := false
+		out := outcome{class: entry.Unknown}
 		defer func() {
-			if !returned {
-				r.err = &PanicError{Stack: debug.Stack()}
+			if out.err == nil && out.class == entry.Unknown {
+				out.err = &PanicError{Stack: debug.Stack()}
 			}
 			cancel()
-			done <- r
+			done <- out
 			close(ended)
 		}()
-		r.s, r.err = protect(func() (Session, error) { return c.auth.Login(ctx, l.key) })
-		returned = true
+		out = c.obtain(ctx, l, src, &reached)
 	}()
 	late := time.NewTimer(c.loginTimeout + answerGrace)
 	defer late.Stop()
 	select {
-	case r := <-done:
-		if r.err == nil {
-			return r.s, entry.None, 0, nil
+	case out := <-done:
+		if out.err != nil {
+			c.endReturned(src.place, out)
 		}
-		c.endReturned(p, r.s)
-		class, pause = classify(r.err, &reached)
-		return Session{}, class, pause, r.err
+		return out
 	case <-late.C:
 		l.leaveBehind(ended)
+		class, what, begun := entry.Unknown, "login", reached.begun.Load()
+		if !begun {
+			class, what = entry.Deferred, "refresh"
+		}
+		err := fmt.Errorf("%s did not return within %v: %w", what, c.loginTimeout, context.DeadlineExceeded)
+		if !begun {
+			c.refreshFailed(ctx, l, src, &reached, time.Now().Add(-c.loginTimeout-answerGrace), err)
+		}
 		go func() {
-			if r := <-done; c.enter() {
-				c.endReturned(p, r.s)
+			if out := <-done; c.enter() {
+				c.endReturned(src.place, out)
 				c.running.Done()
 			}
 		}()
-		return Session{}, entry.Unknown, 0, fmt.Errorf("login did not return within %v: %w", c.loginTimeout, context.DeadlineExceeded)
+		return outcome{class: class, refreshed: !begun, err: err}
 	}
 }
 
-// accept makes of what a login returned the session of generation gen and the
-// result to commit; or, when it cannot be used, ErrIncomplete and a failure.
-func (c *Client) accept(p place, gen uint64, got Session) (Session, entry.Result, error) {
-	s, stored, err := c.fit(p, gen, got)
+// obtain is a leader's way to a session:
+//
+//	nothing to refresh                     → log in
+//	refresh  a usable session              → that
+//	         throttled or never sent       → deferred; who has the old session goes on with it
+//	         failed otherwise, old good    → the same; if denied: log in, but ahead of time with
+//	                                         WithSingleSession leave the old one until its end
+//	         failed otherwise              → log in, if there is time left
+func (c *Client) obtain(ctx context.Context, l *local, src source, reached *reach) outcome {
+	if src.old.Token.p != nil {
+		out, enough := c.tryRefresh(ctx, l, src, reached)
+		if enough {
+			return out
+		}
+	}
+	reached.begun.Store(true)
+	s, err := protect(func() (Session, error) { return c.auth.Login(ctx, l.key) })
 	if err != nil {
-		c.endReturned(p, got)
+		class, pause := classify(err, reached)
+		return outcome{session: s, class: class, pause: pause, err: err}
+	}
+	return outcome{session: s}
+}
+
+// tryRefresh is the part of obtain that is not the login; enough: nor needs it.
+func (c *Client) tryRefresh(ctx context.Context, l *local, src source, reached *reach) (out outcome, enough bool) {
+	start := time.Now()
+	s, err := c.callRefresh(ctx, l, src)
+	if err == nil {
+		_, _, err = c.fit(src.place, src.gen, s)
+	}
+	if err == nil && src.no.token.p != nil && s.Token.equal(src.no.token) {
+		err = incomplete("the rejected token again")
+	}
+	if err == nil {
+		return outcome{session: s, refreshed: true}, true
+	}
+	c.refreshFailed(ctx, l, src, reached, start, err)
+	class, pause := classify(err, reached)
+	good := c.good(l, src)
+	switch {
+	case class == entry.Denied && good && src.ahead && c.single:
+		l.leaveToEnd(src.old.Generation())
+		return outcome{class: entry.NotSent, refreshed: true, err: err}, true
+	case class == entry.Deferred, class == entry.Unknown && good, ctx.Err() != nil:
+		return outcome{class: entry.Deferred, refreshed: true, pause: pause, err: err}, true
+	}
+	return outcome{}, false
+}
+
+// callRefresh has a goroutine of its own, so that one that ends it leaves the login
+// possible. Where a login may have to follow, half of the time is kept for it.
+func (c *Client) callRefresh(ctx context.Context, l *local, src source) (s Session, err error) {
+	if !c.good(l, src) {
+		half, cancel := context.WithTimeout(ctx, c.loginTimeout/2)
+		defer cancel()
+		ctx = half
+	}
+	over := make(chan struct{})
+	err = &PanicError{Stack: debug.Stack()}
+	go func() {
+		defer close(over)
+		s, err = protect(func() (Session, error) { return c.refresh(ctx, l.key, src.old) })
+	}()
+	<-over
+	return s, err
+}
+
+// refreshFailed reports that, once, whether or not the refresh was waited for.
+func (c *Client) refreshFailed(ctx context.Context, l *local, src source, reached *reach, start time.Time, err error) {
+	if reached.told.CompareAndSwap(false, true) {
+		c.emit(ctx, Event{
+			Kind: EventRefreshFailed, KeyID: l.id, Generation: src.old.Generation(), Start: start,
+			Err: &quietError{"sessionlock: refresh " + l.id, err},
+		})
+	}
+}
+
+// accept makes of what a login returned the session to be shared and the result
+// to commit; or, when it cannot be used, ErrIncomplete and a failure.
+func (c *Client) accept(src source, out outcome) (Session, entry.Result, error) {
+	s, stored, err := c.fit(src.place, src.gen, out.session)
+	if err != nil {
+		c.endReturned(src.place, out)
 		return Session{}, entry.Result{Class: entry.Unknown}, err
 	}
 	return s, entry.Result{Session: stored}, nil
@@ -141,7 +262,8 @@ func (c *Client) accept(p place, gen uint64, got Session) (Session, entry.Result
 
 func (c *Client) fit(p place, gen uint64, got Session) (Session, entry.Session, error) {
 	values := got.inside().values
-	s := Session{Token: got.Token, Expiry: got.Expiry}.with(meta{values: values, key: p.binding.Key, gen: gen, name: p.entry, client: c})
+	s := Session{Token: got.Token, Expiry: got.Expiry, RefreshExpiry: got.RefreshExpiry}.
+		with(meta{values: values, key: p.binding.Key, gen: gen, name: p.entry, client: c})
 	content := record.Content{Token: s.Token.Reveal(), Values: map[string]string{}}
 	for name, v := range values {
 		content.Values[name] = v.Reveal()
@@ -153,13 +275,12 @@ func (c *Client) fit(p place, gen uint64, got Session) (Session, entry.Session, 
 		return Session{}, entry.Session{}, incomplete("it belongs to another key")
 	}
 	now := c.store.now()
+	stored := entry.Session{Refresh: c.storeTime(s.RefreshExpiry, now)}
 	life := c.maxAge
-	stored := entry.Session{}
 	if !s.Expiry.IsZero() {
-		stored.End = min(c.store.clock.toStore(s.Expiry), now.Add(farthest))
-		content.Expiry = int64(stored.End)
-		life = stored.End.Sub(now)
-		life -= min(c.margin, life/4)
+		expiry := c.storeTime(s.Expiry, now)
+		content.Expiry = int64(expiry)
+		life = c.less(expiry.Sub(now))
 	}
 	if life <= 0 {
 		if s.Expiry.IsZero() {
@@ -167,13 +288,29 @@ func (c *Client) fit(p place, gen uint64, got Session) (Session, entry.Session, 
 		}
 		return Session{}, stored, incomplete("expired")
 	}
-	stored.Expires = now.Add(min(life, maxShared))
+	stored.End = now.Add(min(life, maxShared))
+	stored.Expires = stored.End
+	if c.idle > 0 {
+		stored.Expires = min(stored.Expires, now.Add(c.less(c.idle)))
+	}
 	b := p.binding
 	b.Gen = gen
-	if stored.Record = record.Encode(b, content); len(stored.Record) > entry.MaxRecord {
+	content.Refresh = int64(stored.Refresh)
+	if stored.Record = record.Encode(b, content, c.keyring.keys()); len(stored.Record) > entry.MaxRecord {
 		return Session{}, stored, incomplete("larger than 32 KiB")
 	}
 	return s, stored, c.completes(s)
+}
+
+// less takes the expiry margin off a life.
+func (c *Client) less(life time.Duration) time.Duration { return life - min(c.margin, life/4) }
+
+// storeTime is t by the store's clock, 0 for the zero one.
+func (c *Client) storeTime(t time.Time, now entry.Time) entry.Time {
+	if t.IsZero() {
+		return 0
+	}
+	return max(1, min(c.store.clock.toStore(t), now.Add(farthest)))
 }
 
 func checkContent(content record.Content) error {
@@ -201,9 +338,21 @@ func incomplete(why string) error { return fmt.Errorf("%w: %s", ErrIncomplete, w
 // that somebody logs in again and replaces it: there is none, its record was
 // written for another place, or it lacks what WithComplete wants.
 func (c *Client) open(p place, stored entry.Session) (Session, error) {
+	s, err := c.read(p, stored)
+	if err != nil {
+		return Session{}, err
+	}
+	if !s.Expiry.IsZero() && !time.Now().Before(s.Expiry) { // the entry's own times are not sealed
+		return Session{}, incomplete("expired")
+	}
+	return s, c.completes(s)
+}
+
+// read is open for who can do with a session that is not complete.
+func (c *Client) read(p place, stored entry.Session) (Session, error) {
 	b := p.binding
 	b.Gen = stored.Gen
-	content, err := record.Decode(b, stored.Record)
+	content, err := record.Decode(b, stored.Record, c.keyring.keys())
 	if err != nil {
 		return Session{}, err
 	}
@@ -211,18 +360,22 @@ func (c *Client) open(p place, stored entry.Session) (Session, error) {
 		return Session{}, err
 	}
 	m := meta{key: b.Key, gen: b.Gen, name: p.entry, client: c}
-	s := Session{Token: NewToken(content.Token)}
-	if content.Expiry != 0 {
-		s.Expiry = c.store.clock.toLocal(entry.Time(content.Expiry))
-	}
+	s := Session{Token: NewToken(content.Token), Expiry: c.localTime(content.Expiry), RefreshExpiry: c.localTime(content.Refresh)}
 	if len(content.Values) > 0 {
 		m.values = make(map[string]Token, len(content.Values))
 		for name, v := range content.Values {
 			m.values[name] = NewToken(v)
 		}
 	}
-	s = s.with(m)
-	return s, c.completes(s)
+	return s.with(m), nil
+}
+
+// localTime is the inverse of storeTime.
+func (c *Client) localTime(t int64) time.Time {
+	if t == 0 {
+		return time.Time{}
+	}
+	return c.store.clock.toLocal(entry.Time(t))
 }
 
 // completes asks WithComplete.
@@ -240,32 +393,40 @@ func (c *Client) completes(s Session) error {
 	return nil
 }
 
-// loginFailed reports a login that gave no session.
-func (c *Client) loginFailed(ctx context.Context, l *local, e Event, now entry.Entry, class entry.Class, cause error) error {
+// loginFailed is the error of an attempt that gave no session.
+func (c *Client) loginFailed(l *local, now entry.Entry, class entry.Class, cause error) *LoginError {
 	failed := c.loginError(l, now, entry.Failure{Class: class}, cause)
-	if e.Kind = EventLoginUnknown; class == entry.Denied {
-		e.Kind = EventLoginDenied
-	} else if class == entry.Deferred {
-		e.Kind = EventLoginDeferred
-	}
 	if why := c.store.rules.Suppression(now, c.store.now()); c.store.now() < why.Until {
 		failed.Until = c.store.clock.toLocal(why.Until)
 	}
-	e.Err = failed
-	c.emit(ctx, e)
 	return failed
+}
+
+func loginEvent(class entry.Class) string {
+	switch class { //nolint:exhaustive // the rest is unknown
+	case entry.Denied:
+		return EventLoginDenied
+	case entry.Deferred:
+		return EventLoginDeferred
+	}
+	return EventLoginUnknown
 }
 
 // suppressed reports that no login is sent because logins fail.
 func (c *Client) suppressed(ctx context.Context, l *local, e entry.Entry) error {
+	err := c.suppression(l, e)
+	c.emit(ctx, Event{Kind: EventSuppressed, KeyID: l.id, Generation: e.Gen, Err: err})
+	return err
+}
+
+// suppression is the error of suppressed.
+func (c *Client) suppression(l *local, e entry.Entry) error {
 	why := c.store.rules.Suppression(e, c.store.now())
 	cause := ErrSuppressed
 	if why.Class == entry.Rejected {
 		cause = fmt.Errorf("%w: %w", ErrSuppressed, ErrRejected)
 	}
-	err := c.loginError(l, e, why, cause)
-	c.emit(ctx, Event{Kind: EventSuppressed, KeyID: l.id, Generation: e.Gen, Err: err})
-	return err
+	return c.loginError(l, e, why, cause)
 }
 
 func (c *Client) loginError(l *local, e entry.Entry, why entry.Failure, cause error) *LoginError {
@@ -294,49 +455,99 @@ func loginClass(class entry.Class) LoginClass {
 
 // endOrphan ends own, which was overtaken before it was stored.
 func (c *Client) endOrphan(own, stored Session) {
-	if !own.Token.equal(stored.Token) {
+	if own.Token.p != nil && !own.Token.equal(stored.Token) {
 		c.background(func(ctx context.Context) { _ = c.logOut(ctx, own) })
 	}
 }
 
 // endReturned ends what a login returned and what is not fit to be stored. One
 // that a client has given out is somebody's, of another key perhaps, and lives.
-func (c *Client) endReturned(p place, s Session) {
-	m := s.inside()
-	if s.Token.p == nil || m.gen != 0 {
+func (c *Client) endReturned(p place, out outcome) {
+	s, m := out.session, out.session.inside()
+	if s.Token.p == nil || m.gen != 0 || out.refreshed {
 		return
 	}
 	c.endUnlessStored(p, s.with(meta{values: m.values, key: p.binding.Key, client: c}), 0)
 }
 
 // endDisplaced ends, after a grace, the session that now replaced, unless that
-// happened because the old one had been rejected.
-func (c *Client) endDisplaced(l *local, a *attempt, p place, old entry.Session, now Session) {
-	s, bad := c.open(p, old)
-	if bad != nil || s.Token.equal(now.Token) || !a.no.allows(s) || old.Gen <= l.dead(p.entry) {
+// happened because the old one had been rejected, or its token is stored again by
+// then.
+func (c *Client) endDisplaced(l *local, no rejection, p place, old entry.Session, now Session) {
+	s, bad := c.read(p, old)
+	if bad != nil || s.Token.equal(now.Token) || !no.allows(s) || old.Gen <= l.dead(p.entry) {
 		return
 	}
 	c.background(func(ctx context.Context) {
 		c.pass(grace)
-		_ = c.logOut(ctx, s)
+		seen, err := c.store.load(ctx, p.entry)
+		if stored, bad := c.read(p, seen.entry.Session); err == nil && (bad != nil || !s.Token.equal(stored.Token)) {
+			_ = c.logOut(ctx, s)
+		}
 	})
 }
 
 // endUnlessStored ends s after a while, unless the stored session has its token:
 // a commit that was not answered may have been executed all the same, and an
 // upstream may return one token twice. When the entry cannot be asked the session
-// is left to its upstream's own end.
+// is left to its upstream's own end; so is one that was rejected meanwhile.
 func (c *Client) endUnlessStored(p place, s Session, after time.Duration) {
 	c.background(func(ctx context.Context) {
 		c.pass(after)
 		seen, err := c.store.load(ctx, p.entry)
-		if err != nil {
+		if gen := s.Generation(); err != nil || (gen != 0 && gen <= c.peek(s.Key()).dead(p.entry)) {
 			return
 		}
 		if stored, bad := c.open(p, seen.entry.Session); bad != nil || !s.Token.equal(stored.Token) {
 			_ = c.logOut(ctx, s)
 		}
 	})
+}
+
+// endScope ends a scope's part in s. A session that the fleet shares is touched. One
+// that nobody can use any more is ended: taken out of the entry by the one swap
+// that does it; or unknown to the store, which never kept it or has lost it, so
+// that nobody else will end it. What became displaced, rejected or logged out is
+// the business of who did that.
+func (c *Client) endScope(ctx context.Context, l *local, s Session) {
+	name, gen := s.inside().name, s.Generation()
+	if gen <= l.dead(name) {
+		return
+	}
+	seen, err := c.store.load(ctx, name)
+	switch e := seen.entry; {
+	case err != nil:
+		return
+	case e.Gen == 0, uint64(e.Born) > gen && !c.single: // the entry is younger
+	case e.Session.Gen != gen:
+		return
+	case e.Usable(0, c.store.now()):
+		if c.idle > 0 {
+			_, _ = c.store.touch(ctx, name, seen, gen, c.less(c.idle), 0)
+		}
+		return
+	default:
+		var removed entry.Session
+		_, err := c.store.change(ctx, name, seen, func(e entry.Entry, now entry.Time) entry.Entry {
+			e, removed = entry.Retire(e, gen, now)
+			return e
+		})
+		if err != nil || removed.Gen == 0 {
+			return
+		}
+	}
+	l.condemn(rejects(s))
+	_ = c.logOut(ctx, s)
+}
+
+// touch extends the life of session gen, which is in use. The last step to its end
+// is worth a write however short it is.
+func (c *Client) touch(ctx context.Context, name string, seen snapshot, gen uint64) (snapshot, error) {
+	life, least := c.less(c.idle), c.idle/10
+	if s := seen.entry.Session; s.End.Sub(s.Expires) < least && c.store.now().Add(life) >= s.End {
+		least = time.Microsecond
+	}
+	return c.store.touch(ctx, name, seen, gen, life, least)
 }
 
 // pass lets d pass, until requests that use a session may be over; Close does not
@@ -350,9 +561,10 @@ func (c *Client) pass(d time.Duration) {
 	}
 }
 
-// logOut calls WithLogout's func for s.
+// logOut calls WithLogout's func for s, once: what was never stored, or displaced,
+// may be the session of scopes too.
 func (c *Client) logOut(ctx context.Context, s Session) error {
-	if c.logout == nil {
+	if c.logout == nil || !c.near.LoadOrNew(s.Key()).ends(s.Generation()) {
 		return nil
 	}
 	e := Event{Kind: EventEnded, KeyID: c.KeyID(s.Key()), Generation: s.Generation(), Start: time.Now()}

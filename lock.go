@@ -69,20 +69,23 @@ func (l *redisLocker) TryLock(ctx context.Context, key string, ttl time.Duration
 		return nil, l.heal(ctx, key, ttl)
 	}
 	if err != nil {
-		return nil, redisError("lock", err)
+		return nil, redisError(ctx, l.rdb, "lock", err)
 	}
-	return redisLock{held}, nil
+	return redisLock{l.rdb, held}, nil
 }
 
 // heal gives a lock without a sane TTL the configured one, and returns ErrLocked.
 func (l *redisLocker) heal(ctx context.Context, key string, ttl time.Duration) error {
 	if err := lua.Heal.Run(ctx, l.rdb, []string{key}, ttl.Milliseconds()).Err(); err != nil {
-		return redisError("heal lock", err)
+		return redisError(ctx, l.rdb, "heal lock", err)
 	}
 	return ErrLocked
 }
 
-type redisLock struct{ held *redislock.Lock }
+type redisLock struct {
+	rdb  redis.UniversalClient
+	held *redislock.Lock
+}
 
 func (l redisLock) Extend(ctx context.Context, ttl time.Duration) error {
 	if err := checkTTL(ttl); err != nil {
@@ -93,7 +96,7 @@ func (l redisLock) Extend(ctx context.Context, ttl time.Duration) error {
 		return ErrNotHeld
 	}
 	if err != nil {
-		return redisError("extend lock", err)
+		return redisError(ctx, l.rdb, "extend lock", err)
 	}
 	return nil
 }
@@ -103,7 +106,7 @@ func (l redisLock) Extend(ctx context.Context, ttl time.Duration) error {
 func (l redisLock) Unlock(ctx context.Context) error {
 	err := l.held.Release(ctx)
 	if err != nil && !errors.Is(err, redislock.ErrLockNotHeld) {
-		return redisError("unlock", err)
+		return redisError(ctx, l.rdb, "unlock", err)
 	}
 	return nil
 }

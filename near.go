@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,29 +21,37 @@ import (
 //	no copy ──land──▶ copy ──expiry, rejection, logout, eviction, 2 quiet ages──▶ no copy
 //	                   │▲
 //	                   └┘ looked at again: on a wake-up, after a resubscription,
-//	                      and once per age while it is used
+//	                      once per age while it is used, and to be touched
 //
 // A look that fails keeps the copy until it expires: an outage of the store ends
-// no session.
+// no session. A copy that is used is renewed before that (rule R7), by an attempt
+// of its own beside the one that callers wait for.
 type local struct {
 	c       *Client
 	key, id string
 	place   place // where nothing but the key decides it
 
 	copy atomic.Pointer[nearCopy]
-	used atomic.Uint32 // whether the copy was hit since the last review, and since it was last asked to leave
+	used atomic.Uint32 // since when the copy was hit: a bit for each who wants to know
+	idle atomic.Bool   // the next look is to touch the session
 
 	mu      sync.Mutex
 	attempt *attempt
+	ahead   *attempt        // to renew the copy before it ends
 	before  <-chan struct{} // closed when the last attempt has freed its lock
 	floor   rejection       // nothing of that entry at or below it is kept: rule R2
 	owed    []*lease        // attempts that may be open in the store and were given up
 	own     ownCount
 	behind  <-chan struct{} // closed when a login that was left behind returns
+	ended   [8]uint64       // the generations that were logged out last
 	gone    bool            // evicted or closed: keeps nothing any more
 
 	timer          *time.Timer
-	watched        string // name of the entry under watch
+	judged, calm   time.Time // when it was last asked whether the copy is used; before when calmOf is not renewed
+	calmOf         uint64    // a generation
+	told           time.Time // when the next use was last made to touch the session
+	denied         uint64    // the generation whose refresh was, so that it is left to end
+	watched        string    // name of the entry under watch
 	unwatch        func()
 	looking, again bool      // a look is under way; another follows
 	looked, wanted time.Time // when the last look began, and was last asked for
@@ -56,13 +65,17 @@ type nearCopy struct {
 	session Session
 	name    string    // of its entry
 	until   time.Time // by this process's clock
+	renew   time.Time // ahead of that; zero: not
 }
 
-// The bits of local.used. A hit sets both and writes only when one is not set:
+// The bits of local.used. A hit sets all and writes only when one is not set:
 // writing one word from all cores would cost more than the rest of a hit.
 const (
-	usedSinceReview = 1 << iota
-	usedSinceAsked
+	usedSinceJudged = 1 << iota
+	usedSinceAsked  // to leave
+	usedSinceKept   // this generation
+	usedSinceTouched
+	usedSinceAll = 1<<iota - 1
 )
 
 // lookGap is the least time between two looks that wake-ups cause.
@@ -72,12 +85,20 @@ func (c *Client) newLocal(key string) *local {
 	over := make(chan struct{})
 	close(over)
 	l := &local{c: c, key: key, id: c.KeyID(key), place: c.placeOf(key, "", key), before: over, behind: over}
-	l.used.Store(usedSinceAsked) // it was, just now
+	l.used.Store(usedSinceAsked | usedSinceTouched) // it was, just now
 	return l
 }
 
+// nearCopy returns s to be kept near. When it is to be renewed is jittered by a
+// tenth of the window, so that a fleet does not ask in step; and a window as long
+// as the session's life, which began with its generation, would renew without end.
+// Use does not move the end that counts here.
 func (c *Client) nearCopy(s Session, name string, stored entry.Session) *nearCopy {
-	return &nearCopy{session: s, name: name, until: c.store.clock.toLocal(stored.Expires)}
+	n := &nearCopy{session: s, name: name, until: c.store.clock.toLocal(stored.Expires)}
+	if w := min(c.aheadOf, stored.End.Sub(entry.Time(s.Generation()))/2); w > 0 {
+		n.renew = c.store.clock.toLocal(stored.End).Add(-w*9/10 - rand.N(w/5+1)) //nolint:gosec // jitter, not a secret
+	}
+	return n
 }
 
 // hit returns the near copy, if there is one.
@@ -92,8 +113,11 @@ func (l *local) hit() (Session, bool) {
 
 // hitOnce notes a near hit.
 func (l *local) hitOnce() {
-	if l.used.Load() != usedSinceReview|usedSinceAsked {
-		l.used.Store(usedSinceReview | usedSinceAsked)
+	if l.used.Load() != usedSinceAll {
+		if l.used.Swap(usedSinceAll)&usedSinceTouched == 0 {
+			l.idle.Store(true)
+			l.changed()
+		}
 	}
 	l.c.stats.near.add()
 }
@@ -131,13 +155,29 @@ func (l *local) dead(name string) uint64 {
 func (l *local) loggedOut(name string, lost bool) (s Session, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.attempt = nil
+	l.attempt, l.ahead = nil, nil
 	n := l.copy.Load()
 	if !lost || n == nil || n.name != name {
 		return Session{}, false
 	}
 	l.reject(rejects(n.session))
 	return n.session, true
+}
+
+// ends reports whether gen is still to be logged out by this process, for it is now. A
+// session without a generation was never given out, so only one knows of it.
+func (l *local) ends(gen uint64) bool {
+	if gen == 0 {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if slices.Contains(l.ended[:], gen) {
+		return false
+	}
+	copy(l.ended[1:], l.ended[:])
+	l.ended[0] = gen
+	return true
 }
 
 // owe remembers attempts that could not be given back.
@@ -233,9 +273,56 @@ func (l *local) land(a *attempt) {
 	if l.attempt == a {
 		l.attempt = nil
 	}
-	if a.err == nil && a.near != nil {
-		l.keep(a.near)
+	if l.ahead == a {
+		l.ahead = nil
 	}
+	renews := a.ahead.gen != 0
+	if renews && a.err != nil {
+		l.calmDown(a.ahead.gen, a.err)
+	}
+	if a.err != nil || a.near == nil {
+		return
+	}
+	l.keep(a.near, !renews)
+	if n := a.near; !renews && l.renewable(n, time.Now()) { // adopted so late; or there is no copy whose timer would
+		l.c.renew(l, n)
+	}
+}
+
+// put keeps n, which came from outside.
+func (l *local) put(n *nearCopy) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keep(n, true)
+}
+
+// calmDown has generation gen not renewed for a while, because that has just
+// failed, or is made by another process, which may die. l.mu is held.
+func (l *local) calmDown(gen uint64, err error) {
+	ttl := l.c.lockTTL
+	l.calmOf, l.calm = gen, time.Now().Add(ttl/2+rand.N(ttl/2+1))          //nolint:gosec // jitter, not a secret
+	if failed, ok := err.(*LoginError); ok && failed.Until.After(l.calm) { //nolint:errorlint // ours
+		l.calm = failed.Until
+	}
+	if n := l.copy.Load(); n != nil {
+		l.schedule(n)
+	}
+}
+
+// renewAt returns when n is to be renewed. l.mu is held.
+func (l *local) renewAt(n *nearCopy) time.Time {
+	if l.denied == n.session.Generation() {
+		return n.until
+	}
+	if l.calmOf == n.session.Generation() && l.calm.After(n.renew) {
+		return l.calm
+	}
+	return n.renew
+}
+
+// renewable reports whether n is to be renewed now. l.mu is held.
+func (l *local) renewable(n *nearCopy, now time.Time) bool {
+	return !n.renew.IsZero() && !now.Before(l.renewAt(n)) && now.Before(n.until)
 }
 
 // mayLogin reports, as a *LoginError, why this process must not send a login
@@ -260,7 +347,7 @@ func (l *local) mayLogin(name string, e entry.Entry, now entry.Time) error {
 // count counts a login that failed against this process's own budget, forgive
 // clears it.
 func (l *local) count(name string, class entry.Class, recorded bool) {
-	if class == entry.Deferred {
+	if class == entry.Deferred || class == entry.NotSent {
 		return
 	}
 	l.mu.Lock()
@@ -271,7 +358,14 @@ func (l *local) count(name string, class entry.Class, recorded bool) {
 func (l *local) forgive() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.own = ownCount{}
+	l.own, l.calm = ownCount{}, time.Time{}
+}
+
+// leaveToEnd has generation gen not renewed any more.
+func (l *local) leaveToEnd(gen uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.denied = gen
 }
 
 func (l *local) leaveBehind(ended <-chan struct{}) {
@@ -280,14 +374,27 @@ func (l *local) leaveBehind(ended <-chan struct{}) {
 	l.behind = ended
 }
 
-// keep stores n near and watches its entry. l.mu is held.
-func (l *local) keep(n *nearCopy) {
+// keep stores n near and watches its entry; used: a caller wanted it. l.mu is
+// held.
+func (l *local) keep(n *nearCopy, used bool) {
 	old := l.copy.Load()
 	if l.gone || l.c.nearMax == 0 || n.session.Generation() <= l.floor.in(n.name) ||
 		(old != nil && old.name == n.name && old.session.Generation() > n.session.Generation()) {
 		return
 	}
+	switch {
+	case old == nil:
+		l.judged, l.told = time.Now(), time.Now()
+		fallthrough
+	case old.session.Generation() != n.session.Generation():
+		l.used.And(^uint32(usedSinceKept))
+	case !n.renew.IsZero(): // drawn once: each look would have another chance to be late
+		n.renew = old.renew
+	}
 	l.copy.Store(n)
+	if used {
+		l.used.Or(usedSinceKept)
+	}
 	if l.watched != n.name {
 		l.stopWatching()
 		if w := l.c.store.watcher; w != nil {
@@ -298,12 +405,23 @@ func (l *local) keep(n *nearCopy) {
 	l.schedule(n)
 }
 
-// schedule sets the timer for the next review: at the copy's end or after an
-// age, a tenth of it early at the most so that a fleet does not look in step.
+// schedule sets the timer for the next review: at the copy's end, after an age (a
+// tenth of it early at the most so that a fleet does not look in step), when it
+// is to be renewed, and when its next use is worth a touch. l.mu is held.
 func (l *local) schedule(n *nearCopy) {
-	age := l.c.nearAge
+	now, age := time.Now(), l.c.nearAge
 	age -= rand.N(age/10 + 1) //nolint:gosec // jitter, not a secret
-	d := min(time.Until(n.until), age)
+	d := min(n.until.Sub(now), l.judged.Add(age).Sub(now))
+	if !n.renew.IsZero() {
+		renew := l.renewAt(n).Sub(now)
+		if renew <= 0 { // nobody has used it yet, or an attempt runs
+			renew = n.until.Sub(n.renew)/10 + time.Millisecond
+		}
+		d = min(d, renew)
+	}
+	if l.c.idle > 0 {
+		d = min(d, l.told.Add(l.c.idle/10).Sub(now))
+	}
 	if l.timer == nil {
 		l.timer = time.AfterFunc(d, l.review)
 		return
@@ -327,20 +445,35 @@ func (l *local) stopWatching() {
 	l.watched, l.unwatch = "", nil
 }
 
-// review drops a copy that has expired or was not used for an age, and looks
-// again at one that was, off every caller's path.
+// review is what the timer does, off every caller's path: it drops a copy that has
+// expired or was not used for an age, looks again at one that was, renews one
+// whose end is near, and has the next use touch it.
 func (l *local) review() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n := l.copy.Load()
+	n, now := l.copy.Load(), time.Now()
 	if n == nil {
 		return
 	}
-	if used := l.used.And(^uint32(usedSinceReview))&usedSinceReview != 0; !used || !time.Now().Before(n.until) {
+	if !now.Before(n.until) {
 		l.drop()
 		return
 	}
-	l.changed()
+	if now.Sub(l.judged) >= l.c.nearAge*9/10 {
+		l.judged = now
+		if l.used.And(^uint32(usedSinceJudged))&usedSinceJudged == 0 {
+			l.drop()
+			return
+		}
+		l.changed()
+	}
+	if l.renewable(n, now) && l.used.Load()&usedSinceKept != 0 {
+		l.c.renew(l, n)
+	}
+	if l.c.idle > 0 && now.Sub(l.told) >= l.c.idle/10 {
+		l.told = now
+		l.used.And(^uint32(usedSinceTouched))
+	}
 	l.schedule(n)
 }
 
@@ -438,20 +571,21 @@ func (q *looks) work(running *sync.WaitGroup) {
 func (l *local) lookAt(ctx context.Context, n *nearCopy) {
 	c := l.c
 	seen, err := c.store.load(ctx, n.name)
+	if err == nil && l.idle.Swap(false) {
+		seen, err = c.touch(ctx, n.name, seen, n.session.Generation())
+	}
 	if err != nil {
 		_ = c.failed(ctx, l, err)
 		return
 	}
-	stored := seen.entry.Session
-	next := *n
+	stored, s := seen.entry.Session, n.session
 	ok := seen.entry.Usable(0, c.store.now())
-	if ok && stored.Gen != n.session.Generation() {
+	if ok && stored.Gen != s.Generation() {
 		p, bad := l.place, error(nil)
 		p.entry = n.name
-		next.session, bad = c.open(p, stored)
+		s, bad = c.open(p, stored)
 		ok = bad == nil
 	}
-	next.until = c.store.clock.toLocal(stored.Expires)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch now := l.copy.Load(); {
@@ -459,7 +593,10 @@ func (l *local) lookAt(ctx context.Context, n *nearCopy) {
 	case !ok:
 		l.drop()
 	default:
-		l.keep(&next)
+		if t := c.store.now(); t >= c.store.rules.Suppression(seen.entry, t).Until { // by Unsuppress, perhaps
+			l.calm = earlier(l.calm, time.Now().Add(c.lockTTL))
+		}
+		l.keep(c.nearCopy(s, n.name, stored), false)
 	}
 }
 
@@ -487,7 +624,7 @@ func (l *local) endUnsent(a *attempt) {
 func (l *local) Evict() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	idle := l.used.And(^uint32(usedSinceAsked))&usedSinceAsked == 0 && l.attempt == nil && !l.looking && !l.owesStill() &&
+	idle := l.used.And(^uint32(usedSinceAsked))&usedSinceAsked == 0 && l.attempt == nil && l.ahead == nil && !l.looking && !l.owesStill() &&
 		(l.own.failed == 0 || l.c.store.now() >= l.own.until)
 	for _, busy := range []<-chan struct{}{l.behind, l.before} {
 		select {

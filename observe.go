@@ -37,6 +37,8 @@ const (
 	EventLoginDenied   = "login_denied"   // credentials refused
 	EventLoginDeferred = "login_deferred" // not evaluated
 	EventLoginUnknown  = "login_unknown"  // failed otherwise, unusable sessions included
+	EventRefreshed     = "refreshed"      // WithRefresh renewed the session
+	EventRefreshFailed = "refresh_failed" // and could not; a login may follow
 	EventSuppressed    = "suppressed"     // not sent, because logins fail
 	EventLockTimeout   = "lock_timeout"   // waited in vain
 	EventLockLost      = "lock_lost"      // while the login ran
@@ -63,15 +65,16 @@ type Stats struct {
 	Adopted    uint64 // attempts served by somebody else's login
 	Logins     uint64 // logins sent
 	Denied     uint64 // of these, refused
+	Refreshes  uint64 // sessions renewed by WithRefresh
 	Suppressed uint64 // attempts refused because logins fail
 	Reauths    uint64 // rejected sessions repaired by Do
 	Waiters    int    // callers waiting now
 }
 
 type counters struct {
-	shared, adopted, logins, denied, suppressed, reauths atomic.Uint64
-	near                                                 striped
-	waiters                                              atomic.Int64
+	shared, adopted, logins, denied, refreshes, suppressed, reauths atomic.Uint64
+	near                                                            striped
+	waiters                                                         atomic.Int64
 }
 
 // striped is a counter that all cores may add to at once: on one word they would
@@ -98,7 +101,7 @@ func (c *Client) Stats() Stats {
 	n := &c.stats
 	return Stats{
 		NearHits: n.near.load(), SharedHits: n.shared.Load(), Adopted: n.adopted.Load(), Logins: n.logins.Load(),
-		Denied: n.denied.Load(), Suppressed: n.suppressed.Load(), Reauths: n.reauths.Load(),
+		Denied: n.denied.Load(), Refreshes: n.refreshes.Load(), Suppressed: n.suppressed.Load(), Reauths: n.reauths.Load(),
 		Waiters: int(n.waiters.Load()),
 	}
 }
@@ -165,7 +168,7 @@ func (c *Client) emit(ctx context.Context, e Event) {
 		e.Duration = time.Since(e.Start)
 	}
 	c.count(e.Kind)
-	if level, worth := logLevel(e); worth && c.logger != nil {
+	if level, worth := logLevel(e); worth && c.logger != nil && c.news(e) {
 		attrs := []slog.Attr{slog.String("key", e.KeyID), slog.Uint64("generation", e.Generation)}
 		if e.Duration > 0 {
 			attrs = append(attrs, slog.Duration("took", e.Duration))
@@ -192,6 +195,8 @@ func (c *Client) count(kind string) {
 		n.logins.Add(1)
 	case EventLoginOK, EventLoginDeferred, EventLoginUnknown:
 		n.logins.Add(1)
+	case EventRefreshed:
+		n.refreshes.Add(1)
 	case EventSuppressed:
 		n.suppressed.Add(1)
 	case EventReauthOK:
@@ -204,7 +209,7 @@ func logLevel(e Event) (slog.Level, bool) {
 	switch e.Kind {
 	case EventNear, EventShared, EventAdopted:
 		return 0, false
-	case EventLoginOK, EventReauthOK:
+	case EventLoginOK, EventRefreshed, EventReauthOK:
 		return slog.LevelInfo, true
 	case EventEnded:
 		if e.Err == nil {
@@ -212,6 +217,17 @@ func logLevel(e Event) (slog.Level, bool) {
 		}
 	}
 	return slog.LevelWarn, true
+}
+
+// news reports whether e is worth a log line: of the calls that are refused while
+// the store is known to be dead, one in breakEvery is.
+func (c *Client) news(e Event) bool {
+	var out *outage
+	if e.Kind != EventDegraded || !errors.As(e.Err, &out) || !out.refused {
+		return true
+	}
+	now, last := time.Now().UnixNano(), c.told.Load()
+	return now-last >= int64(breakEvery) && c.told.CompareAndSwap(last, now)
 }
 
 // failed gives err of an attempt or call for l its name and place. Errors that

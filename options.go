@@ -21,6 +21,7 @@ type config struct {
 	cache  Cache
 	locker Locker
 
+	refresh     func(context.Context, string, Session) (Session, error)
 	logout      func(context.Context, Session) error
 	rejected    func(error) Verdict
 	complete    func(Session) bool
@@ -31,12 +32,16 @@ type config struct {
 
 	namespace, lockScope string
 	keySecret            []byte
+	keyring              *Keyring
 
 	contention           contention
 	lockTTL              time.Duration
 	loginTimeout         time.Duration
 	opTimeout            time.Duration
 	margin, maxAge       time.Duration
+	aged                 bool // maxAge was given
+	aheadOf, idle        time.Duration
+	single               bool
 	budget               int
 	window               time.Duration
 	reauthMin, reauthMax time.Duration
@@ -83,6 +88,25 @@ func WithCache(cache Cache) Option {
 // lock in the cache itself, where absent is NX.
 func WithLocker(l Locker) Option {
 	return func(c *config) { c.locker = l; c.gave("WithLocker", l) }
+}
+
+// WithRefresh renews sessions from what they carry, a refresh token for instance,
+// where that is cheaper than a login or the only way. f returns the session that
+// takes old's place, values and [Session.RefreshExpiry] included: what it does not
+// carry over is gone. It runs like Login: one in the fleet, within one
+// [WithLoginTimeout] together with the login that may follow, ErrReentrant inside.
+//
+// When f fails, its mark decides. [Denied]: the login is next, at once.
+// [RetryAfter], or an error of dialling, DNS or TLS: nobody tries again for a while,
+// and old is used for as long as it is valid. Any other: the same while old is
+// valid, and else the login. No failure of f counts against [WithLoginBudget].
+//
+// A session that was refreshed is the old one carried on (RFC 7009, 2.1: revoking
+// either may end both), so [WithLogout] gets neither what a refresh replaced nor
+// what it brought in vain. Default: none, a session that has ended is followed by
+// a login.
+func WithRefresh(f func(ctx context.Context, key string, old Session) (Session, error)) Option {
+	return func(c *config) { c.refresh = f; c.gave("WithRefresh", f) }
 }
 
 // WithLogout tells how a session is ended upstream. f must end s only, not all
@@ -146,6 +170,14 @@ func WithKeySecret(secret []byte) Option {
 	return func(c *config) { c.keySecret = append([]byte{}, secret...) }
 }
 
+// WithKeyring seals what is stored, so that who can read the store cannot use the
+// sessions in it. The same keys in the whole fleet; see [Keyring] for how they
+// are changed. With it, a session that was stored in clear is as good as none.
+// Default: sessions are stored in clear.
+func WithKeyring(k *Keyring) Option {
+	return func(c *config) { c.keyring = k; c.gave("WithKeyring", k) }
+}
+
 // WithLogger logs logins, failures and degradations; hits are not logged.
 // Default: no log.
 func WithLogger(l *slog.Logger) Option {
@@ -190,8 +222,33 @@ func WithOpTimeout(d time.Duration) Option { return func(c *config) { c.opTimeou
 func WithExpiryMargin(d time.Duration) Option { return func(c *config) { c.margin = d } }
 
 // WithMaxAge is the life of a session whose login gave no Expiry; it never
-// shortens a known one. With 0 such a login is [ErrIncomplete]. Default: 14 min.
-func WithMaxAge(d time.Duration) Option { return func(c *config) { c.maxAge = d } }
+// shortens a known one. With 0 such a login is [ErrIncomplete]. Default: 14 min;
+// with [WithIdleTTL] 24 h.
+func WithMaxAge(d time.Duration) Option {
+	return func(c *config) { c.maxAge, c.aged = d, true }
+}
+
+// WithIdleTTL says that the upstream ends a session that was not used for d, and
+// that use keeps it alive. Its life is d from its last use then, less
+// [WithExpiryMargin], and at most until its Expiry. What counts as use is that it
+// was handed out: a use is made known to the fleet beside the caller, and only
+// when that gains a tenth of d. Default: 0, use changes nothing.
+func WithIdleTTL(d time.Duration) Option { return func(c *config) { c.idle = d } }
+
+// WithRefreshAhead renews a session that is in use this long before it ends, by
+// [WithRefresh] or else a login, so that no caller has to wait for it. One process
+// of the fleet does it; the window is jittered by a tenth, so that not all ask at
+// once, and is at most half of the session's life. While it fails the old session
+// is served for as long as it is valid. Default: 0, who finds it ended renews it.
+func WithRefreshAhead(window time.Duration) Option {
+	return func(c *config) { c.aheadOf = window }
+}
+
+// WithSingleSession says that a login ends the session before it. So nobody logs
+// in ahead of time: [WithRefreshAhead] wants [WithRefresh] then, and a refresh that
+// is denied waits for the session's end. And [WithLogout] does not get what a login
+// displaced. Default: sessions live side by side.
+func WithSingleSession() Option { return func(c *config) { c.single = true } }
 
 // WithLoginBudget bounds the logins per key and window that were denied or whose
 // outcome is unknown, those of leaders that died included: keep n below what
@@ -234,6 +291,9 @@ func configure(upstream string, auth Authenticator, opts []Option) (config, erro
 		}
 		opt(&c)
 	}
+	if c.idle != 0 && !c.aged { // use keeps it alive, so age alone does not end it
+		c.maxAge = maxShared
+	}
 	return c, c.validate(upstream)
 }
 
@@ -253,6 +313,7 @@ func (c *config) validate(upstream string) error {
 	check(len(c.namespace) <= maxName, "WithNamespace is over %d bytes", maxName)
 	check(len(c.lockScope) <= maxName, "WithLockScope is over %d bytes", maxName)
 	check(!isNil(c.rdb) || !isNil(c.cache), "no store: pass WithRedis(rdb) for a fleet, or WithCache(new(MemoryCache)) for this process only")
+	check(c.keyring == nil || c.keyring.keys() != nil, "WithKeyring: the keyring was not made by NewKeyring")
 	check(c.keySecret == nil || len(c.keySecret) >= 16, "WithKeySecret has under 16 bytes")
 	for _, d := range []struct {
 		option string
@@ -265,6 +326,8 @@ func (c *config) validate(upstream string) error {
 		{"WithOpTimeout", c.opTimeout, false},
 		{"WithExpiryMargin", c.margin, true},
 		{"WithMaxAge", c.maxAge, true},
+		{"WithIdleTTL", c.idle, true},
+		{"WithRefreshAhead", c.aheadOf, true},
 		{"WithLoginBudget's window", c.window, false},
 		{"WithReauthBackoff's min", c.reauthMin, false},
 		{"WithReauthBackoff's max", c.reauthMax, false},
@@ -277,6 +340,7 @@ func (c *config) validate(upstream string) error {
 		check((d.zero && d.d == 0) || (d.d >= time.Millisecond && d.d <= 24*time.Hour), "%s is %v, not %s", d.option, d.d, allowed)
 	}
 	check(c.budget > 0 && c.budget <= 1000, "WithLoginBudget's n is %d, not between 1 and 1000", c.budget)
+	check(c.aheadOf == 0 || !c.single || c.refresh != nil, "WithRefreshAhead with WithSingleSession wants WithRefresh: a login ahead of time would end the session in use")
 	check(c.nearMax >= 0, "WithNearCache's keys is %d", c.nearMax)
 	check(c.reauthMin <= c.reauthMax, "WithReauthBackoff's min is over its max")
 	check(c.contention.attempts > 0 && c.contention.attempts <= 100_000, "WithWait's attempts is %d, not between 1 and 100000", c.contention.attempts)
@@ -304,8 +368,9 @@ func isNil(v any) bool {
 }
 
 const (
-	maxKey  = 256
-	maxName = 1024
+	maxKey     = 256
+	maxName    = 1024
+	maxWaiters = 10_000 // callers of one key and process that wait at once
 )
 
 // checkKey refuses a key before any I/O, without quoting it.

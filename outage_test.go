@@ -56,6 +56,17 @@ func (s *site) clientWith(auth sessionlock.Authenticator, rdb *redis.Client, opt
 	return c
 }
 
+// pass waits until the server's clock has left the number of a session behind by
+// more than what two clients' readings of it differ: where the entry is lost,
+// generations grow by that clock alone.
+func (s *site) pass(held sessionlock.Session) {
+	s.t.Helper()
+	rdb := s.Client()
+	require.Eventually(s.t, func() bool {
+		return rdb.Time(s.t.Context()).Val().UnixMicro() > int64(held.Generation())+50_000
+	}, 10*time.Second, time.Millisecond)
+}
+
 // during returns an authenticator that calls f once the upstream has answered.
 func (s *site) during(f func()) sessionlock.Authenticator {
 	return sessionlock.AuthenticatorFunc(func(ctx context.Context, key string) (sessionlock.Session, error) {
@@ -349,7 +360,15 @@ func TestRedisFlushedWhileASessionIsHeldCostsOneLogin(t *testing.T) {
 	s := newSite(t)
 	a, b := s.client(nil), s.client(nil)
 	held := s.session(a, "bob")
+	// A new near copy is looked at again, and would be dropped if that came later.
+	commands := int64(-1)
+	require.Eventually(t, func() bool {
+		before := commands
+		commands = s.Commands()
+		return commands == before
+	}, 10*time.Second, 100*time.Millisecond)
 	require.NoError(t, s.Client().FlushAll(t.Context()).Err())
+	s.pass(held)
 
 	assert.Equal(t, held.Generation(), s.session(a, "bob").Generation(), "its process goes on with it")
 	newer := s.session(b, "bob")
@@ -553,6 +572,7 @@ func TestRedisValueNobodyWroteIsAMissAndReplaced(t *testing.T) {
 			require.NoError(t, err)
 			require.NotEqual(t, value, damage(value))
 			require.NoError(t, admin.Set(t.Context(), entry, damage(value), 0).Err())
+			s.pass(before)
 
 			after := s.session(s.client(nil), "bob")
 			assert.Greater(t, after.Generation(), before.Generation())

@@ -1359,6 +1359,7 @@ func TestNearCopiesOutliveAnOutage(t *testing.T) {
 		assertUnavailable(t, err)
 		assert.Equal(t, 1, u.logins())
 		down.off.Store(false)
+		time.Sleep(time.Second) // when it is asked again, at the latest
 		assert.Equal(t, "bob/2", tokenOf(t, c, "bob"))
 	})
 }

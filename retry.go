@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,12 +25,98 @@ import (
 //	login failure logins give no session        → entry.Rules.Retry, Budget, Window
 //
 // The last two are shared by the fleet and live in the entry; here is what a
-// process decides alone.
+// process decides alone. A fourth is about the store itself: the gate.
 
 const (
 	firstRetry, lastRetry = 250 * time.Millisecond, 30 * time.Second
 	proving               = 30 * time.Second
 )
+
+// gate is what every call of lock and cache passes (P9). It bounds the call, keeps
+// a dead store from costing each caller a timeout, and a failing one from being
+// asked more often than if it did not fail:
+//
+//	shut ──a call every breakEvery──▶ it answers ──▶ open
+//	 ▲                                it fails ────▶ shut
+//	 └── breakAfter failures in a row ── open
+//
+// Refusals that name only this request (no permission, wrong type) show that the
+// server works. They count as answers.
+type gate struct {
+	timeout time.Duration // of one call
+
+	mu       sync.Mutex
+	failures int       // in a row
+	cause    error     // the last of them
+	next     time.Time // while shut: when a call is let through
+	earned   float64   // retries that are owed to the calls made
+}
+
+const (
+	breakAfter = 5
+	breakEvery = time.Second
+	retryShare = 0.1 // retries per first attempt
+	retryBurst = 10  // and how many may be saved up
+)
+
+func newGate(timeout time.Duration) *gate { return &gate{timeout: timeout, earned: retryBurst} }
+
+// shut reports whether no call may be made now. g.mu is held.
+func (g *gate) shut() bool { return g.failures >= breakAfter && time.Now().Before(g.next) }
+
+// enter reports whether a call may be made now, and if not, what the last one
+// failed with.
+func (g *gate) enter() (ok bool, last error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.shut() {
+		return false, g.cause
+	}
+	if g.failures >= breakAfter {
+		g.next = time.Now().Add(breakEvery)
+	}
+	g.earned = min(g.earned+retryShare, retryBurst)
+	return true, nil
+}
+
+// urge has the next call let through although the gate is shut: a login was paid
+// for what it carries, and there are no more of them than logins under way.
+func (g *gate) urge() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.next = time.Time{}
+}
+
+// passed tells what came of a call that was let through.
+func (g *gate) passed(err error) {
+	var told *toldError
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err == nil || (errors.As(err, &told) && told.answered) {
+		g.failures = 0
+		return
+	}
+	g.cause = err
+	if g.failures++; g.failures == breakAfter {
+		g.next = time.Now().Add(breakEvery)
+	}
+}
+
+// retry reports whether a call that failed may be made again now, and counts it:
+// against what the first attempts have earned, or as the call that a shut gate
+// lets through.
+func (g *gate) retry() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.failures >= breakAfter:
+		return !g.shut()
+	case g.earned < 1:
+		return false
+	}
+	g.earned -= 1 + retryShare // the retry itself earns nothing
+	return true
+}
 
 func (c *config) rules() entry.Rules {
 	return entry.Rules{
@@ -217,7 +304,11 @@ func neverSent(err error) bool {
 // never got one has sent nothing. Without it an upstream that drops packets
 // would look like one that hangs after judging, and spend the budget: net/http
 // reports only the deadline.
-type reach struct{ asked, got atomic.Bool }
+type reach struct {
+	asked, got atomic.Bool
+	begun      atomic.Bool // the login itself; before it only a refresh was tried
+	told       atomic.Bool // that the refresh failed
+}
 
 func (r *reach) watch(ctx context.Context) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{

@@ -36,6 +36,11 @@
 //  7. A failed login is committed in the step that wakes the waiters, so one
 //     burst costs one login.
 //
+// A session in use can be renewed before it ends ([WithRefreshAhead]): the same
+// steps from 3 on, beside the callers, asking for a generation newer than the one
+// they go on using, and given up where another process is at it. What a login
+// does can also be a refresh of the old session ([WithRefresh]).
+//
 // The lock keeps logins rare; the entry keeps them right. If the lock is lost
 // the worst that follows is an extra login. The rules of the entry are pure
 // functions in internal/entry, where its states and failures are written down
@@ -44,16 +49,22 @@
 // # What can fail, and what happens then
 //
 //	step       fails by                what follows
+//	any        store dead              after 5 failures in a row one call a second is made to see
+//	                                   whether it is back, the rest fail at once
 //	load       store unreachable       ErrUnavailable; near copies are still served
 //	TryLock    reply lost              the late lock is released; else it dies at its TTL
 //	begin      reply lost              the attempt is given up by its nonce, nothing counted
 //	login      error, panic, hang      a failure record by class: denied, deferred, unknown
+//	refresh    denied                  a login follows, at once
+//	refresh    fails otherwise         the old session is served while it is valid; see WithRefresh
 //	login      leader dies             lock and lease run out, the next leads; counted
 //	login      lock or lease lost      goes on; commit decides
 //	commit     store unreachable       retried while the lease lasts; then served in this
 //	                                   process only, for at most 30 s, and logged out
 //	commit     overtaken               adopt the newer; else wait; else ErrStale. No second login
 //	unlock     store unreachable       the lock dies at its TTL
+//	touch      fails                   the next use tries again
+//	scope end  store unreachable       nothing is ended: an orphan lives to its upstream's end
 //
 // # Promises
 //
@@ -146,6 +157,9 @@ type Session struct {
 	// Zero: the upstream said nothing, and [WithMaxAge] applies. A session is
 	// shared for at most 24 hours, whatever its Expiry.
 	Expiry time.Time
+	// RefreshExpiry is until when [WithRefresh] may start from the session,
+	// although it has ended or was rejected. Zero: only while it is usable.
+	RefreshExpiry time.Time
 
 	meta *hidden
 }
@@ -155,7 +169,7 @@ type Session struct {
 // key and, through the client, the authenticator with its password.
 type hidden struct{ reveal func() meta }
 
-// meta is what makes a Session larger than its two fields.
+// meta is what makes a Session larger than its fields.
 type meta struct {
 	values map[string]Token
 	key    string
@@ -486,13 +500,16 @@ func present(errs ...error) []error {
 // matches ErrLockTimeout.
 type LockError struct {
 	Attempts int           // poll ticks
-	Waited   time.Duration // from the first try
+	Waited   time.Duration // from the first try; 0: 10 000 callers wait already, so this one did not
 	Err      error         // what the last try said: ErrLocked
 	id       string
 }
 
 // Error names the log-safe key id, how long and how often.
 func (e *LockError) Error() string {
+	if e.Waited == 0 {
+		return fmt.Sprintf("sessionlock: lock %s: %d callers of this process wait already", e.id, maxWaiters)
+	}
 	return fmt.Sprintf("sessionlock: lock %s: held by another login for %v, tried %d times",
 		e.id, e.Waited.Round(time.Millisecond), e.Attempts)
 }

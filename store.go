@@ -18,16 +18,17 @@ import (
 )
 
 // store runs the rules of internal/entry over a Cache and a Locker. Every call
-// to either ends within opTimeout for the caller, however the backend behaves.
+// to either passes the gate: it ends in time for the caller, however the backend
+// behaves, and is not made at all while the backend is known to be dead.
 type store struct {
-	cache     Cache
-	watcher   Watcher // nil: polling only
-	locker    Locker
-	clock     storeClock
-	rules     entry.Rules
-	lockTTL   time.Duration
-	opTimeout time.Duration
-	holder    string
+	cache   Cache
+	watcher Watcher // nil: polling only
+	locker  Locker
+	clock   storeClock
+	rules   entry.Rules
+	lockTTL time.Duration
+	gate    *gate
+	holder  string
 }
 
 // snapshot is an entry as it was last seen, with the bytes a swap compares.
@@ -48,7 +49,7 @@ func (st *store) now() entry.Time { return st.clock.now() }
 // load returns the entry of name: the zero Entry for a missing or corrupt one,
 // ErrUnavailable when the store cannot be asked.
 func (st *store) load(ctx context.Context, name string) (snapshot, error) {
-	raw, err := bounded(ctx, st.opTimeout, func(ctx context.Context) ([]byte, error) {
+	raw, err := bounded(ctx, st.gate, func(ctx context.Context) ([]byte, error) {
 		return st.cache.Load(ctx, name)
 	}, nil)
 	return decode(raw), err
@@ -88,9 +89,9 @@ func (st *store) swap(ctx context.Context, name string, from snapshot, r rule,
 		next.Stamp = entry.NewNonce()
 		raw, err := entry.Encode(next)
 		if err != nil {
-			return from, &outage{err}
+			return from, &outage{cause: err}
 		}
-		stored, err := bounded(ctx, st.opTimeout, func(ctx context.Context) ([]byte, error) {
+		stored, err := bounded(ctx, st.gate, func(ctx context.Context) ([]byte, error) {
 			return cas(ctx, name, from.raw, raw, next.TTL(now))
 		}, nil)
 		if err != nil {
@@ -101,13 +102,20 @@ func (st *store) swap(ctx context.Context, name string, from snapshot, r rule,
 		}
 		from = decode(stored)
 	}
-	return from, &outage{errors.New("the value changes faster than it can be swapped")}
+	return from, &outage{cause: errors.New("the value changes faster than it can be swapped")}
 }
 
 // ask is what a caller wants of acquire.
 type ask struct {
 	name, lock string // of entry and lock
 	after      uint64 // the generation that will not do
+	unread     bool   // it is alive, but sealed with a key that is not ours
+}
+
+// shielded reports whether a session that cannot be read here must stay: others
+// can, and one was replaced for that reason already.
+func (a ask) shielded(e entry.Entry, now entry.Time) bool {
+	return a.unread && e.Usable(0, now) && now < e.Unread
 }
 
 // lease is a lock with the attempt begun under it.
@@ -135,7 +143,7 @@ type lease struct {
 // to be given back, once the caller has been told: that may take as long again.
 func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdict, *lease, snapshot, error) {
 	sent := time.Now()
-	lock, err := bounded(ctx, st.opTimeout, func(ctx context.Context) (Lock, error) {
+	lock, err := bounded(ctx, st.gate, func(ctx context.Context) (Lock, error) {
 		return st.locker.TryLock(ctx, a.lock, st.lockTTL)
 	}, st.unlockLate)
 	if errors.Is(err, ErrLocked) {
@@ -159,7 +167,7 @@ func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdi
 	case verdict == entry.Lead:
 		return verdict, l, l.from, nil
 	case verdict == entry.Refused:
-		err = &outage{errors.New("the store's clock is behind the session's generation")}
+		err = &outage{cause: errors.New("the store's clock is behind the session's generation")}
 	}
 	st.unlock(ctx, l)
 	if verdict == entry.Busy || verdict == entry.Lead {
@@ -169,7 +177,7 @@ func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdi
 }
 
 func (st *store) begin(ctx context.Context, l *lease, from snapshot) (v entry.Verdict, err error) {
-	q := entry.Ask{Nonce: l.nonce, After: l.after, Lease: st.lockTTL, Holder: st.holder}
+	q := entry.Ask{Nonce: l.nonce, After: l.after, Unread: l.unread, Lease: st.lockTTL, Holder: st.holder}
 	l.from, err = st.changeQuietly(ctx, l.name, from, func(e entry.Entry, now entry.Time) entry.Entry {
 		e, v = st.rules.Begin(e, q, now)
 		return e
@@ -191,7 +199,7 @@ func (l *lease) alive() bool {
 // lost: as long as it is open under our nonce nobody else begins one.
 func (st *store) renew(ctx context.Context, l *lease) error {
 	sent := time.Now()
-	_, lockErr := bounded(ctx, st.opTimeout, func(ctx context.Context) (struct{}, error) {
+	_, lockErr := bounded(ctx, st.gate, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, l.lock.Extend(ctx, st.lockTTL)
 	}, nil)
 	open := false
@@ -212,24 +220,30 @@ func (st *store) renew(ctx context.Context, l *lease) error {
 }
 
 // commit ends the lease's attempt with res. While the store cannot be reached it
-// tries again, at least every quarter of a second, until the lease is over,
-// because a login was paid for it.
+// tries again, at least every quarter of a second as far as the gate allows it,
+// until the lease is over, because a login was paid for it.
 func (st *store) commit(ctx context.Context, l *lease, res entry.Result) (v entry.Verdict, displaced entry.Session, now snapshot, err error) {
 	var unanswered entry.Session // displaced by a swap that may have been executed
-	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
+	st.gate.urge()
+	for pause := 20 * time.Millisecond; ; {
+		again := false
 		now, err = st.change(ctx, l.name, l.from, func(e entry.Entry, t entry.Time) entry.Entry {
-			e, displaced, v = st.rules.Commit(e, l.gen, l.nonce, res, t)
-			return e
+			next, d, verdict := st.rules.Commit(e, l.gen, l.nonce, res, t)
+			displaced, v, again = d, verdict, next == e
+			return next
 		})
-		if err == nil && displaced.Gen == 0 {
+		if err == nil && again { // an earlier swap of ours did it
 			displaced = unanswered
 		}
-		if err == nil || !errors.Is(err, ErrUnavailable) || !l.alive() {
+		if err == nil || !errors.Is(err, ErrUnavailable) {
 			return v, displaced, now, err
 		}
 		unanswered = displaced
-		if sleep(ctx, pause) != nil {
-			return v, displaced, now, err
+		for allowed := false; !allowed; pause = min(2*pause, 250*time.Millisecond) {
+			if !l.alive() || sleep(ctx, pause) != nil {
+				return v, displaced, now, err
+			}
+			allowed = st.gate.retry()
 		}
 	}
 }
@@ -272,14 +286,14 @@ func (st *store) giveBack(ctx context.Context, l *lease) (err error) {
 // its TTL.
 func (st *store) unlock(ctx context.Context, l *lease) {
 	ctx = context.WithoutCancel(ctx)
-	_, _ = bounded(ctx, st.opTimeout, func(ctx context.Context) (struct{}, error) {
+	_, _ = bounded(ctx, st.gate, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, l.lock.Unlock(ctx)
 	}, nil)
 }
 
 // unlockLate frees a lock that was granted after its caller had gone.
 func (st *store) unlockLate(lock Lock) {
-	ctx, cancel := context.WithTimeout(context.Background(), st.opTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), st.gate.timeout)
 	defer cancel()
 	_ = lock.Unlock(ctx)
 }
@@ -297,6 +311,15 @@ func (st *store) invalidate(ctx context.Context, name string, gen uint64) (snaps
 func (st *store) drop(ctx context.Context, name string, from snapshot, gen uint64) (snapshot, error) {
 	return st.change(ctx, name, from, func(e entry.Entry, now entry.Time) entry.Entry {
 		return st.rules.Invalidate(e, gen, now)
+	})
+}
+
+// touch extends the life of session gen of name to ttl from now, if it gains at
+// least that much, and returns the entry as it then is. It wakes nobody: who uses
+// the session touches it too, and sees.
+func (st *store) touch(ctx context.Context, name string, from snapshot, gen uint64, ttl, least time.Duration) (snapshot, error) {
+	return st.changeQuietly(ctx, name, from, func(e entry.Entry, now entry.Time) entry.Entry {
+		return entry.Touch(e, gen, ttl, least, now)
 	})
 }
 
@@ -357,15 +380,23 @@ func within[T any](ctx context.Context, d time.Duration, op func(context.Context
 	return zero, errTimeout
 }
 
-// bounded is within for a call of the store: errors match ErrUnavailable, except
-// the Locker's own verdicts and the end of ctx.
-func bounded[T any](ctx context.Context, d time.Duration, op func(context.Context) (T, error), late func(T)) (T, error) {
-	v, err := within(ctx, d, op, late)
+// bounded is within for a call of the store, let through by g: errors match
+// ErrUnavailable, except the Locker's own verdicts and the end of ctx.
+func bounded[T any](ctx context.Context, g *gate, op func(context.Context) (T, error), late func(T)) (T, error) {
+	if ok, last := g.enter(); !ok {
+		var zero T
+		return zero, &outage{cause: last, refused: true}
+	}
+	v, err := within(ctx, g.timeout, op, late)
 	switch {
-	case err == nil, errors.Is(err, ErrLocked), errors.Is(err, ErrNotHeld), ctx.Err() != nil:
+	case err == nil, errors.Is(err, ErrLocked), errors.Is(err, ErrNotHeld):
+		g.passed(nil)
+		return v, err
+	case ctx.Err() != nil: // nobody waited for what it says of the store
 		return v, err
 	}
-	return v, &outage{err}
+	g.passed(err)
+	return v, &outage{cause: err}
 }
 
 var errTimeout = errors.New("no answer in time")
@@ -373,28 +404,36 @@ var errTimeout = errors.New("no answer in time")
 // outage is the cause of an ErrUnavailable. Its text does not print the cause,
 // unless it is known to quote nothing: a store may quote what it was given, and
 // that holds a token.
-type outage struct{ cause error }
+type outage struct {
+	cause   error
+	refused bool // by the gate: the cause is what the store said last
+}
 
 func (e *outage) Error() string {
 	var (
 		told *toldError
 		nerr net.Error
 	)
+	s := "lock or cache unavailable"
+	if e.refused {
+		s += ", not asked again yet"
+	}
 	switch {
 	case errors.As(e.cause, &told):
-		return "lock or cache unavailable: " + told.Error()
+		return s + ": " + told.Error()
 	case errors.Is(e.cause, errTimeout), errors.As(e.cause, &nerr):
-		return "lock or cache unavailable: " + e.cause.Error()
+		return s + ": " + e.cause.Error()
 	}
-	return fmt.Sprintf("lock or cache unavailable: failed (%T)", e.cause)
+	return fmt.Sprintf("%s: failed (%T)", s, e.cause)
 }
 
 func (e *outage) Unwrap() []error { return []error{ErrUnavailable, e.cause} }
 
 // toldError is an error of our own backends, with a text that quotes no value.
 type toldError struct {
-	text string
-	err  error
+	text     string
+	err      error
+	answered bool // by a server that works: only this request was refused
 }
 
 func (e *toldError) Error() string { return e.text }
@@ -415,6 +454,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 // on the monotonic clock, so a step of this host's wall clock does not move it.
 type storeClock struct {
 	face Clock // nil: our own wall clock is the store's
+	gate *gate
 
 	mu      sync.Mutex
 	local   time.Time // when it was learnt; zero: never
@@ -445,7 +485,7 @@ func (c *storeClock) now() entry.Time {
 // learn reads the store's clock if that is due, one reading at a time. Only the
 // first is waited for and must succeed; later ones go on beside their caller,
 // for an offset that is minutes old is better than none.
-func (c *storeClock) learn(ctx context.Context, d time.Duration, spawn func(func())) error {
+func (c *storeClock) learn(ctx context.Context, spawn func(func())) error {
 	if c.face == nil {
 		return nil
 	}
@@ -459,26 +499,26 @@ func (c *storeClock) learn(ctx context.Context, d time.Duration, spawn func(func
 	case !due, known && reading != nil:
 		return nil
 	case known:
-		spawn(func() { _ = c.read(context.WithoutCancel(ctx), d) })
+		spawn(func() { _ = c.read(context.WithoutCancel(ctx)) })
 		return nil
 	case reading == nil:
-		return c.read(ctx, d)
+		return c.read(ctx)
 	}
 	select {
 	case <-reading.over:
 		if errors.Is(reading.err, ErrUnavailable) {
 			return reading.err
 		}
-		return c.learn(ctx, d, spawn) // learnt, or its reader left
+		return c.learn(ctx, spawn) // learnt, or its reader left
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
 // read is the reading that learn has announced.
-func (c *storeClock) read(ctx context.Context, d time.Duration) error {
+func (c *storeClock) read(ctx context.Context) error {
 	sent := time.Now()
-	remote, err := bounded(ctx, d, c.face.Now, nil)
+	remote, err := bounded(ctx, c.gate, c.face.Now, nil)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.reading.err = err

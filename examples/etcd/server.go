@@ -20,18 +20,24 @@ import (
 	"time"
 )
 
-const (
-	tokenTTL     = 2 * time.Second // a token that idles for it dies, up to a second later
-	rootPassword = "root's"
-)
+const rootPassword = "root's"
 
+// server is an etcd that may die and come back, with its data. Its methods are
+// for one goroutine.
 type server struct {
 	gateway
-	dir    string
+	dir     string
+	command []string
+	life    *life
+	past    logins // of lives that are over
+	root    int    // logins of root in this life: not the fleet's
+}
+
+// life is one run of the program.
+type life struct {
 	end    context.CancelFunc
 	exited chan struct{}
 	output bytes.Buffer // to be read when exited is closed
-	logins int          // root's: not the fleet's
 }
 
 // startEtcd returns when etcd answers. It lives until stop, or until ctx ends.
@@ -48,29 +54,17 @@ func startEtcd(ctx context.Context) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, end := context.WithCancel(ctx)
-	s := &server{gateway: gateway(urls[0]), dir: dir, end: end, exited: make(chan struct{})}
-	cmd := exec.CommandContext(ctx, path, //nolint:gosec // etcd, and nothing of it comes from outside
-		"--data-dir", filepath.Join(dir, "data"),
+	s := &server{gateway: gateway(urls[0]), dir: dir, command: []string{
+		path, "--data-dir", filepath.Join(dir, "data"),
 		"--listen-client-urls", urls[0], "--advertise-client-urls", urls[0],
-		"--listen-peer-urls", urls[1], "--initial-advertise-peer-urls", urls[1], "--initial-cluster", "default="+urls[1],
+		"--listen-peer-urls", urls[1], "--initial-advertise-peer-urls", urls[1], "--initial-cluster", "default=" + urls[1],
+		"--heartbeat-interval", "50", "--election-timeout", "500", // it is alone: the election is all that it waits for
 		"--auth-token", "simple", "--auth-token-ttl", strconv.Itoa(int(tokenTTL.Seconds())),
-		"--logger", "zap", "--log-level", "error")
-	cmd.Env = append(os.Environ(), "ETCD_UNSUPPORTED_ARCH="+runtime.GOARCH) // 3.4 calls arm64 that, and works
-	cmd.Stdout, cmd.Stderr = &s.output, &s.output
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 2 * time.Second // then it is killed
-	if err := cmd.Start(); err != nil {
-		end()
-		return nil, errors.Join(err, os.RemoveAll(dir))
-	}
-	go func() {
-		_ = cmd.Wait()
-		close(s.exited)
-	}()
-	if err := s.ready(ctx); err != nil {
+		"--logger", "zap", "--log-level", "error",
+	}}
+	if err := s.start(ctx); err != nil {
 		s.stop()
-		return nil, fmt.Errorf("start etcd: %w\n%s", err, s.output.Bytes())
+		return nil, err
 	}
 	return s, nil
 }
@@ -87,6 +81,40 @@ func freeURLs(n int) (urls []string, err error) {
 	return urls, nil
 }
 
+// start begins a life. A port of ours may be somebody's for a moment, of a
+// connection that goes out for instance, so it is tried again.
+func (s *server) start(ctx context.Context) (err error) {
+	for range 3 {
+		if err = s.launch(ctx); err == nil || ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, 500*time.Millisecond)
+	}
+	return err
+}
+
+func (s *server) launch(ctx context.Context) error {
+	running, end := context.WithCancel(ctx)
+	s.life = &life{end: end, exited: make(chan struct{})}
+	l := s.life
+	cmd := exec.CommandContext(running, s.command[0], s.command[1:]...)     //nolint:gosec // etcd, and nothing of it comes from outside
+	cmd.Env = append(os.Environ(), "ETCD_UNSUPPORTED_ARCH="+runtime.GOARCH) // 3.4 calls arm64 that, and works
+	cmd.Stdout, cmd.Stderr = &l.output, &l.output
+	if err := cmd.Start(); err != nil {
+		close(l.exited)
+		return err
+	}
+	go func() {
+		_ = cmd.Wait()
+		close(l.exited)
+	}()
+	if err := s.ready(ctx); err != nil {
+		l.kill()
+		return fmt.Errorf("start etcd: %w\n%s", err, l.output.Bytes())
+	}
+	return nil
+}
+
 func (s *server) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -98,18 +126,32 @@ func (s *server) ready(ctx context.Context) error {
 			}
 		}
 		select {
-		case <-s.exited:
+		case <-s.life.exited:
 			return errors.New("it has ended")
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }
 
+// kill ends the life as a crash would (SIGKILL).
+func (l *life) kill() {
+	l.end()
+	<-l.exited
+}
+
+// crash kills etcd. Its counts die with it, so they are read first; a login in
+// the moment between would be missing, and show when the workers are asked.
+func (s *server) crash(ctx context.Context) (err error) {
+	s.past, err = s.seen(ctx)
+	s.root = 0
+	s.life.kill()
+	return err
+}
+
 func (s *server) stop() {
-	s.end()
-	<-s.exited
+	s.life.kill()
 	_ = os.RemoveAll(s.dir)
 }
 
@@ -121,24 +163,30 @@ func (s *server) get(ctx context.Context, path string) (*http.Response, error) {
 	return httpClient.Do(req)
 }
 
-// enableAuth makes the users root and app, and gives app the keys app/… .
-func (s *server) enableAuth(ctx context.Context, password string) error {
+// enableAuth makes root and the users, and gives each the keys user/… .
+func (s *server) enableAuth(ctx context.Context, passwords map[string]string) error {
 	type object map[string]any
-	for _, step := range []struct {
+	type step struct {
 		path string
 		in   object
-	}{
+	}
+	steps := []step{
 		{"user/add", object{"name": "root", "password": rootPassword}},
 		{"role/add", object{"name": "root"}},
 		{"user/grant", object{"user": "root", "role": "root"}},
-		{"user/add", object{"name": user, "password": password}},
-		{"role/add", object{"name": user}},
-		{"role/grant", object{"name": user, "perm": object{
-			"permType": "READWRITE", "key": []byte(user + "/"), "range_end": []byte(user + "0"), // '0' follows '/'
-		}}},
-		{"user/grant", object{"user": user, "role": user}},
-		{"enable", object{}},
-	} {
+	}
+	for user, password := range passwords {
+		steps = append(
+			steps,
+			step{"user/add", object{"name": user, "password": password}},
+			step{"role/add", object{"name": user}},
+			step{"role/grant", object{"name": user, "perm": object{
+				"permType": "READWRITE", "key": []byte(user + "/"), "range_end": []byte(user + "0"), // '0' follows '/'
+			}}},
+			step{"user/grant", object{"user": user, "role": user}},
+		)
+	}
+	for _, step := range append(steps, step{"enable", object{}}) {
 		if err := s.post(ctx, "/v3/auth/"+step.path, "", step.in, nil); err != nil {
 			return err
 		}
@@ -147,29 +195,23 @@ func (s *server) enableAuth(ctx context.Context, password string) error {
 }
 
 // changePassword also ends all of the user's tokens.
-func (s *server) changePassword(ctx context.Context, password string) error {
+func (s *server) changePassword(ctx context.Context, user, password string) error {
 	var root struct{ Token string }
-	s.logins++
+	s.root++
 	if err := s.post(ctx, "/v3/auth/authenticate", "", map[string]string{"name": "root", "password": rootPassword}, &root); err != nil {
 		return err
 	}
 	return s.post(ctx, "/v3/auth/user/changepw", root.Token, map[string]string{"name": user, "password": password}, nil)
 }
 
-// logins are those of the fleet, as etcd has counted them.
-type logins struct{ ok, denied, other int }
-
-func (n logins) since(was logins) logins {
-	return logins{n.ok - was.ok, n.denied - was.denied, n.other - was.other}
-}
-
-// seen reads etcd's metrics.
-func (s *server) seen(ctx context.Context) (n logins, err error) {
+// seen returns the fleet's logins as etcd has counted them, in its metrics.
+func (s *server) seen(ctx context.Context) (logins, error) {
 	res, err := s.get(ctx, "/metrics")
 	if err != nil {
-		return n, err
+		return logins{}, err
 	}
 	defer res.Body.Close()
+	var n logins
 	lines := bufio.NewScanner(res.Body)
 	for lines.Scan() {
 		name, value, _ := strings.Cut(lines.Text(), "} ")
@@ -178,16 +220,16 @@ func (s *server) seen(ctx context.Context) (n logins, err error) {
 		}
 		count, err := strconv.Atoi(value)
 		if err != nil {
-			return n, err
+			return logins{}, err
 		}
 		switch {
 		case strings.Contains(name, `grpc_code="OK"`):
-			n.ok = count - s.logins
+			n.OK = count - s.root
 		case strings.Contains(name, `grpc_code="InvalidArgument"`):
-			n.denied = count
+			n.Denied = count
 		default:
-			n.other += count
+			n.Other += count
 		}
 	}
-	return n, lines.Err()
+	return s.past.plus(n), lines.Err()
 }

@@ -1,7 +1,7 @@
 package main
 
 // worker.go is one process of the fleet: first how it uses etcd through
-// sessionlock, then how it does as the parent says.
+// sessionlock, then how it does as the parent says, and what it counts.
 
 import (
 	"bufio"
@@ -12,9 +12,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
-	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -22,47 +24,79 @@ import (
 	"github.com/sessionlock/sessionlock"
 )
 
-// user is whom the whole fleet logs in as. It is the key of its session.
-const user = "app"
+// The users that the fleet logs in as. A user is the key of its session.
+const (
+	app   = "app"   // its token is kept alive by use
+	batch = "batch" // its tokens are replaced before they end
+)
 
-// newClient joins this process to the fleet.
-func newClient(p place, rdb *redis.Client) (*sessionlock.Client, error) {
-	auth := authenticator{gateway(p.etcd), secretFile(p.secret)}
-	return sessionlock.New(p.etcd, auth,
-		sessionlock.WithRedis(rdb), sessionlock.WithNamespace(p.namespace),
-		// etcd says nothing of an expiry, and none is known: a token lives as
-		// long as it is used. That it has died is learnt from a 401.
-		sessionlock.WithMaxAge(24*time.Hour),
-		// A denial counts for the password that was denied, not for the next.
-		sessionlock.WithFingerprint(auth.fingerprint))
+const (
+	// tokenTTL is how long etcd keeps a token that is not used, and up to a second
+	// longer.
+	tokenTTL = 5 * time.Second
+	// batchLife is how long a token of batch is said to live. The fleet ends it
+	// batchMargin earlier: see sessionlock.WithExpiryMargin.
+	batchLife   = 8 * time.Second
+	batchMargin = batchLife / 4
+	// batchAhead is how long before that end one process takes the next token.
+	batchAhead = 2 * time.Second
+)
+
+// newClient joins this process to the fleet as user. How a session lives is
+// configured per client, and one client may serve many users that are alike.
+func newClient(p place, user string, rdb *redis.Client, sent *ledger) (*sessionlock.Client, error) {
+	auth := authenticator{etcd: gateway(p.etcd), secrets: secretFile(p.secrets), sent: sent}
+	opts := []sessionlock.Option{
+		sessionlock.WithRedis(rdb),
+		sessionlock.WithNamespace(p.namespace + "/" + user),
+		sessionlock.WithObserver(nearHits{}),
+	}
+	switch user {
+	case app:
+		// etcd says nothing of an expiry. A token dies when it idles, and use keeps
+		// it alive; that it has died otherwise is learnt from a 401.
+		opts = append(opts, sessionlock.WithIdleTTL(tokenTTL))
+	case batch:
+		auth.life = batchLife
+		opts = append(opts, sessionlock.WithRefreshAhead(batchAhead))
+	}
+	return sessionlock.New(p.etcd, auth, opts...)
 }
 
 type authenticator struct {
-	etcd   gateway
-	secret secretFile
+	etcd    gateway
+	secrets secretFile
+	life    time.Duration // of a session; 0: nobody knows
+	sent    *ledger
 }
 
 // Login makes authenticator a sessionlock.Authenticator. etcd answers a wrong
 // password with 400 (code 3) and has 503 (code 14) for when it cannot judge one;
-// LoginStatus tells them apart.
-func (a authenticator) Login(ctx context.Context, name string) (sessionlock.Session, error) {
-	s, err := a.secret.read()
+// LoginStatus tells them apart. An etcd that is not there is recognised without.
+func (a authenticator) Login(ctx context.Context, user string) (s sessionlock.Session, err error) {
+	passwords, err := a.secrets.read()
 	if err != nil {
-		return sessionlock.Session{}, err
+		return s, err
+	}
+	if a.life > 0 {
+		s.Expiry = time.Now().Add(a.life) // counted from before it is sent
 	}
 	var grant struct{ Token sessionlock.Token }
-	err = a.etcd.post(ctx, "/v3/auth/authenticate", "", map[string]string{"name": name, "password": s.Password}, &grant)
+	err = a.etcd.post(ctx, "/v3/auth/authenticate", "", map[string]string{"name": user, "password": passwords[user]}, &grant)
+	s.Token = grant.Token
 	var refusal *statusError
 	if errors.As(err, &refusal) {
 		err = sessionlock.LoginStatus(refusal.res)
 	}
-	return sessionlock.Session{Token: grant.Token}, err
-}
-
-// fingerprint is the version of the password: telling, and no secret.
-func (a authenticator) fingerprint(context.Context, string) (string, error) {
-	s, err := a.secret.read()
-	return strconv.Itoa(s.Version), err
+	switch {
+	case err == nil:
+		a.sent.enter(user, logins{OK: 1})
+	case refusal != nil && refusal.res.StatusCode == http.StatusBadRequest:
+		a.sent.enter(user, logins{Denied: 1})
+	default:
+		a.sent.enter(user, logins{Other: 1})
+	}
+	return s, err
 }
 
 // roundTrip is what the application does: it writes a value and reads it back.
@@ -89,12 +123,25 @@ func (g gateway) roundTrip(ctx context.Context, s sessionlock.Session, key, valu
 // that are not the user's, and no reason to log in again.
 func (g gateway) call(ctx context.Context, s sessionlock.Session, path string, in, out any) error {
 	err := g.post(ctx, path, s.Token.Reveal(), in, out)
-	var refusal *statusError
-	if errors.As(err, &refusal) && (refusal.res.StatusCode == http.StatusUnauthorized ||
-		refusal.text == "etcdserver: revision of auth store is old") {
+	if refused(err) {
 		return sessionlock.Reject(err)
 	}
 	return err
+}
+
+func refused(err error) bool {
+	var refusal *statusError
+	return errors.As(err, &refusal) && (refusal.res.StatusCode == http.StatusUnauthorized ||
+		refusal.text == "etcdserver: revision of auth store is old")
+}
+
+// unreachable reports whether err is of a request that etcd, being down or on its
+// way up, did not answer.
+func unreachable(err error) bool {
+	var transport *url.Error
+	var refusal *statusError
+	return errors.As(err, &transport) ||
+		errors.As(err, &refusal) && refusal.res.StatusCode == http.StatusServiceUnavailable
 }
 
 // statusError is an answer of etcd that is not 200. Its texts quote no secret.
@@ -135,8 +182,8 @@ func (g gateway) post(ctx context.Context, path, token string, in, out any) erro
 	defer res.Body.Close()
 	answer, err := io.ReadAll(res.Body)
 	switch {
-	case err != nil:
-		return err
+	case err != nil: // it broke off
+		return &url.Error{Op: "Read", URL: path, Err: err}
 	case res.StatusCode != http.StatusOK:
 		var failure struct{ Error string }
 		_ = json.Unmarshal(answer, &failure) // what is no JSON has no text worth showing
@@ -147,26 +194,20 @@ func (g gateway) post(ctx context.Context, path, token string, in, out any) erro
 	return nil
 }
 
-// secret is what the fleet knows of its password.
-type secret struct {
-	Version  int
-	Password string
-}
-
-// secretFile is where a secret store would put it.
+// secretFile is where a secret store would put the passwords, by user.
 type secretFile string
 
-func (f secretFile) read() (s secret, err error) {
+func (f secretFile) read() (passwords map[string]string, err error) {
 	b, err := os.ReadFile(string(f))
 	if err != nil {
-		return s, err
+		return nil, err
 	}
-	return s, json.Unmarshal(b, &s)
+	return passwords, json.Unmarshal(b, &passwords)
 }
 
 // write replaces the file as a whole: no reader sees half of it.
-func (f secretFile) write(s secret) error {
-	b, err := json.Marshal(s)
+func (f secretFile) write(passwords map[string]string) error {
+	b, err := json.Marshal(passwords)
 	if err != nil {
 		return err
 	}
@@ -176,109 +217,209 @@ func (f secretFile) write(s secret) error {
 	return os.Rename(string(f)+".new", string(f))
 }
 
-// callers is how many goroutines of each process use etcd.
-const callers = 10
+// nearHits is an observer that marks the calls which found a session in their own
+// process: all others had to wait for one.
+type nearHits struct{}
+
+type nearKey struct{}
+
+func (nearHits) Observe(ctx context.Context, e sessionlock.Event) {
+	if near, ok := ctx.Value(nearKey{}).(*atomic.Bool); ok && e.Kind == sessionlock.EventNear {
+		near.Store(true)
+	}
+}
+
+const (
+	callers  = 50               // goroutines of each process that use etcd
+	patience = 15 * time.Second // of each; no act denies anybody for so long
+)
 
 // place is where the fleet meets.
-type place struct{ redis, etcd, secret, namespace string }
+type place struct{ redis, etcd, secrets, namespace string }
+
+// logins are counted by how they ended.
+type logins struct{ OK, Denied, Other int }
+
+func (n logins) plus(m logins) logins {
+	return logins{n.OK + m.OK, n.Denied + m.Denied, n.Other + m.Other}
+}
+
+func (n logins) minus(m logins) logins {
+	return n.plus(logins{-m.OK, -m.Denied, -m.Other})
+}
+
+// ledger has the logins that this process has made since its start, by user.
+type ledger struct {
+	mu   sync.Mutex
+	made map[string]logins
+}
+
+func (l *ledger) enter(user string, n logins) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.made[user] = l.made[user].plus(n)
+}
 
 // report is what the callers of a process have seen in an act.
 type report struct {
-	Served  int           // round trips
-	Denied  int           // tries told that the password is wrong
-	Slowest time.Duration // from the first try of a round trip to its end
-	Fault   string        // what should never happen
+	Served     int           // round trips
+	Waited     int           // of these, with a session that was not there when the call came
+	Refused    int           // requests whose token was dead
+	Down       int           // tries that met an etcd that did not answer
+	Denied     int           // tries told that the password is wrong
+	Suppressed int           // tries told for another reason that nobody logs in now
+	Slowest    time.Duration // from the first try of a round trip to its end
+	Back       time.Time     // the first round trip of one whom etcd had not answered; zero: there is none
+	Fault      string        // what should never happen
+}
+
+func (r *report) add(o report) {
+	r.Served += o.Served
+	r.Waited += o.Waited
+	r.Refused += o.Refused
+	r.Down += o.Down
+	r.Denied += o.Denied
+	r.Suppressed += o.Suppressed
+	r.Slowest = max(r.Slowest, o.Slowest)
+	if r.Back.IsZero() || (!o.Back.IsZero() && o.Back.Before(r.Back)) {
+		r.Back = o.Back
+	}
+	if o.Fault != "" {
+		r.Fault = o.Fault
+	}
 }
 
 type worker struct {
-	etcd   gateway
-	client *sessionlock.Client
+	etcd    gateway
+	clients map[string]*sessionlock.Client // by user
+	sent    ledger
 
 	mu     sync.Mutex
 	report report
 }
 
-// work takes orders, a word per line, until its standard input ends: with the
-// parent, however that ends. start sets the callers to work, stop has them
-// finish with one more round trip each, and report.
-func work(p place) error {
+// work takes orders, a line each, until its standard input ends: with the parent,
+// however that ends.
+//
+//	start USER...  sets the callers to work
+//	stop           has them finish with one more round trip each, and reports
+//	count          tells the ledger
+func work(p place) (err error) {
 	rdb := redis.NewClient(&redis.Options{Addr: p.redis})
 	defer rdb.Close()
-	client, err := newClient(p, rdb)
-	if err != nil {
-		return err
+	w := &worker{etcd: gateway(p.etcd), clients: map[string]*sessionlock.Client{}, sent: ledger{made: map[string]logins{}}}
+	for _, user := range []string{app, batch} {
+		if w.clients[user], err = newClient(p, user, rdb, &w.sent); err != nil {
+			return err
+		}
 	}
-	w := &worker{etcd: gateway(p.etcd), client: client}
 	ctx, cancel := context.WithCancel(context.Background())
+	out := json.NewEncoder(os.Stdout)
+	var act sync.WaitGroup
 	var stop chan struct{}
 	for orders := bufio.NewScanner(os.Stdin); orders.Scan(); {
-		switch orders.Text() {
+		switch words := strings.Fields(orders.Text()); words[0] {
 		case "start":
-			stop = make(chan struct{})
-			go w.act(ctx, stop)
+			w.report, stop = report{}, make(chan struct{})
+			for i := range callers {
+				act.Go(func() { w.call(ctx, stop, i, words[1:]) })
+			}
 		case "stop":
 			close(stop)
+			act.Wait()
+			_ = out.Encode(w.report)
+		case "count":
+			w.sent.mu.Lock()
+			_ = out.Encode(w.sent.made)
+			w.sent.mu.Unlock()
 		}
 	}
 	cancel()
-	closing, cancel := context.WithTimeout(context.Background(), time.Second)
+	closing, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	return client.Close(closing) // the fleet stays logged in
+	for _, c := range w.clients { // the fleet stays logged in
+		err = errors.Join(err, c.Close(closing))
+	}
+	return err
 }
 
-func (w *worker) act(ctx context.Context, stop <-chan struct{}) {
-	w.report = report{}
-	var all sync.WaitGroup
-	for i := range callers {
-		all.Go(func() {
-			key := fmt.Sprintf("%s/%d/%d", user, os.Getpid(), i)
-			for last := false; !last; pause(ctx, 100*time.Millisecond) {
-				select {
-				case <-stop:
-					last = true
-				default:
-				}
-				w.serve(ctx, key)
-			}
-		})
+// call is one caller: round trips for each of users, until stop and one more.
+func (w *worker) call(ctx context.Context, stop <-chan struct{}, i int, users []string) {
+	for last := false; !last; {
+		select {
+		case <-stop:
+			last = true
+		default:
+		}
+		for n := range users {
+			user := users[(i+n)%len(users)]
+			w.serve(ctx, user, fmt.Sprintf("%s/%d/%d", user, os.Getpid(), i))
+		}
+		select {
+		case <-stop:
+		case <-time.After(time.Duration(400+8*i) * time.Millisecond): // not in step
+		}
 	}
-	all.Wait()
-	_ = json.NewEncoder(os.Stdout).Encode(w.report)
 }
 
 // serve tries until it is served. It needs no back-off for etcd's sake: while
 // logins fail, each try is answered from what the fleet knows, and sends none.
-func (w *worker) serve(ctx context.Context, key string) {
+func (w *worker) serve(ctx context.Context, user, key string) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	start := time.Now()
+	down := false
 	for ctx.Err() == nil {
-		err := w.client.Do(ctx, user, func(ctx context.Context, s sessionlock.Session) error {
-			return w.etcd.roundTrip(ctx, s, key, start.String())
+		var near atomic.Bool
+		err := w.clients[user].Do(context.WithValue(ctx, nearKey{}, &near), user, func(ctx context.Context, s sessionlock.Session) error {
+			err := w.etcd.roundTrip(ctx, s, key, start.String())
+			if refused(err) {
+				w.count(func(r *report) { r.Refused++ })
+			}
+			return err
 		})
-		if w.count(err, time.Since(start)) {
+		if w.enter(err, start, near.Load(), &down) {
 			return
 		}
 		pause(ctx, 100*time.Millisecond)
 	}
+	w.count(func(r *report) { r.Fault = fmt.Sprintf("%s was not served within %v", user, patience) })
 }
 
-// count enters the outcome of one try and returns whether it was the last.
-func (w *worker) count(err error, waited time.Duration) bool {
+// enter counts the outcome of one try and returns whether it was the last.
+func (w *worker) enter(err error, start time.Time, near bool, down *bool) (done bool) {
+	now := time.Now()
+	w.count(func(r *report) {
+		var login *sessionlock.LoginError
+		switch {
+		case err == nil:
+			r.add(report{Served: 1, Slowest: now.Sub(start)})
+			if !near {
+				r.Waited++
+			}
+			if *down {
+				r.add(report{Back: now})
+			}
+			done = true
+		case errors.Is(err, sessionlock.ErrDenied):
+			r.Denied++
+		case errors.As(err, &login):
+			r.Suppressed++
+		case unreachable(err):
+			r.Down++
+			*down = true
+		default:
+			r.Fault = err.Error()
+			done = true
+		}
+	})
+	return done
+}
+
+func (w *worker) count(add func(*report)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var login *sessionlock.LoginError
-	switch {
-	case err == nil:
-		w.report.Served++
-	case errors.Is(err, sessionlock.ErrDenied):
-		w.report.Denied++
-		return false
-	case errors.As(err, &login) && login.Class == sessionlock.LoginDeferred:
-		return false
-	default:
-		w.report.Fault = err.Error()
-	}
-	w.report.Slowest = max(w.report.Slowest, waited)
-	return true
+	add(&w.report)
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -9,7 +9,7 @@ import (
 const (
 	MaxRecord = 32 << 10 // Session.Record
 	MaxHolder = 64       // Attempt.Holder
-	MaxSize   = 33 << 10 // a whole entry: the fixed fields are under 256
+	MaxSize   = 33 << 10 // a whole entry: the fixed fields and the holder are under 320
 )
 
 // version is the first byte of every encoded entry. A reader that meets another
@@ -41,10 +41,10 @@ func Encode(e Entry) ([]byte, error) {
 	b = appendU64(b, uint64(e.Open.Since), uint64(e.Open.Lease))
 	b = appendU64(b, e.Done.Gen)
 	b = append(b, e.Done.Nonce[:]...)
-	b = appendU64(b, e.Session.Gen, uint64(e.Session.Expires), uint64(e.Session.End))
+	b = appendU64(b, e.Session.Gen, uint64(e.Session.Expires), uint64(e.Session.End), uint64(e.Session.Refresh))
 	b = appendU64(b, uint64(e.Proven), uint64(e.Attempts), uint64(e.Window))
 	b = append(b, byte(e.Failure.Class), e.Failure.Streak)
-	b = appendU64(b, uint64(e.Failure.Until), uint64(e.Young))
+	b = appendU64(b, uint64(e.Failure.Until), uint64(e.Young), uint64(e.Unread))
 	b = append(b, byte(len(e.Open.Holder)))
 	b = append(b, e.Open.Holder...)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(e.Session.Record)))
@@ -72,10 +72,10 @@ func Decode(b []byte) (Entry, error) {
 	e.Open.Gen, e.Open.Nonce = r.gen(), r.nonce()
 	e.Open.Since, e.Open.Lease = r.time(), r.time()
 	e.Done = Closed{r.gen(), r.nonce()}
-	e.Session = Session{Gen: r.gen(), Expires: r.time(), End: r.time()}
+	e.Session = Session{Gen: r.gen(), Expires: r.time(), End: r.time(), Refresh: r.time()}
 	e.Proven, e.Attempts, e.Window = r.time(), r.count(), r.time()
 	e.Failure = Failure{Class: Class(r.byte()), Streak: r.byte()}
-	e.Failure.Until, e.Young = r.time(), r.count()
+	e.Failure.Until, e.Young, e.Unread = r.time(), r.count(), r.time()
 	e.Open.Holder = string(r.bytes(int(r.byte()), MaxHolder))
 	e.Session.Record = string(r.bytes(int(r.u32()), MaxRecord))
 	if r.bad || len(r.b) != 0 || e.Failure.Class > Rejected ||

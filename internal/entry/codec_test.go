@@ -19,9 +19,9 @@ func sample() entry.Entry {
 		Stamp: nonce(3), Born: now, Keep: now.Add(time.Hour), Gen: uint64(now) + 9,
 		Open:    entry.Attempt{Gen: uint64(now) + 8, Nonce: nonce(4), Since: now + 1, Lease: now + 2, Holder: "host/7"},
 		Done:    entry.Closed{Gen: uint64(now) + 7, Nonce: nonce(5)},
-		Session: entry.Session{Gen: uint64(now) + 6, Record: "\x00sealed\xff", Expires: now + 3, End: now + 4},
+		Session: entry.Session{Gen: uint64(now) + 6, Record: "\x00sealed\xff", Expires: now + 3, End: now + 4, Refresh: now + 10},
 		Proven:  now + 5, Attempts: 2, Window: now + 6,
-		Failure: entry.Failure{Class: entry.Rejected, Until: now + 7, Streak: 8}, Young: 9,
+		Failure: entry.Failure{Class: entry.Rejected, Until: now + 7, Streak: 8}, Young: 9, Unread: now + 11,
 	}
 }
 
@@ -72,10 +72,10 @@ func randomly(r *rand.Rand) entry.Entry {
 		Stamp: id(), Born: at(), Keep: at(), Gen: gen,
 		Open:    entry.Attempt{Gen: older(), Nonce: id(), Since: at(), Lease: at(), Holder: text(entry.MaxHolder)},
 		Done:    entry.Closed{Gen: older(), Nonce: id()},
-		Session: entry.Session{Gen: older(), Record: text(300), Expires: at(), End: at()},
+		Session: entry.Session{Gen: older(), Record: text(300), Expires: at(), End: at(), Refresh: at()},
 		Proven:  at(), Attempts: r.Uint32N(1 << 31), Window: at(),
 		Failure: entry.Failure{Class: entry.Class(r.UintN(5)), Until: at(), Streak: uint8(r.UintN(256))},
-		Young:   r.Uint32N(1 << 31),
+		Young:   r.Uint32N(1 << 31), Unread: at(),
 	}
 }
 
@@ -133,10 +133,12 @@ const (
 	atOpenGen  = atGen + 8
 	atDoneGen  = atOpenGen + 8 + 16 + 16
 	atSession  = atDoneGen + 8 + 16
-	atAttempts = atSession + 3*8 + 8
+	atRefresh  = atSession + 3*8
+	atAttempts = atSession + 4*8 + 8
 	atClass    = atAttempts + 2*8
 	atYoung    = atClass + 2 + 8
-	atHolder   = atYoung + 8
+	atUnread   = atYoung + 8
+	atHolder   = atUnread + 8
 )
 
 func TestDecodeRefusesWhatNoRuleWrites(t *testing.T) {
@@ -170,6 +172,10 @@ func TestDecodeRefusesWhatNoRuleWrites(t *testing.T) {
 		"issued below all of them":         {put(atGen, 1), false},
 		"time beyond 2540":                 {put(atKeep, limit+1), false},
 		"time before 1970":                 {put(atKeep, 1<<63), false},
+		"refresh beyond 2540":              {put(atRefresh, limit+1), false},
+		"refresh at the limit":             {put(atRefresh, limit), true},
+		"unread beyond 2540":               {put(atUnread, limit+1), false},
+		"unread at the limit":              {put(atUnread, limit), true},
 		"attempts beyond counting":         {put(atAttempts, 1<<31+1), false},
 		"attempts that wrap to nothing":    {put(atAttempts, 1<<32), false},
 		"young beyond counting":            {put(atYoung, 1<<31+1), false},

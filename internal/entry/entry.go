@@ -16,7 +16,7 @@
 //
 // Two things live side by side in an entry and neither may touch the other:
 //
-//	session   absent ──commit──▶ stored ──invalidate / clear / expiry──▶ absent
+//	session   absent ──commit, put──▶ stored ──invalidate, clear, expiry──▶ absent
 //	attempt   none ──begin──▶ open ──commit (session or failure)──▶ none
 //
 // A stored session stays readable while the next one is made. An attempt is
@@ -80,6 +80,7 @@ type Entry struct {
 	Window   Time   // when Attempts starts from zero again
 	Failure  Failure
 	Young    uint32 // consecutive sessions rejected before they were proven
+	Unread   Time   // until then nobody replaces a session only because he cannot read it
 }
 
 // Attempt is a login being made. Gen 0: none.
@@ -98,11 +99,15 @@ type Closed struct {
 }
 
 // Session is a stored session. Gen 0: none. Record is opaque here.
+//
+// One with a Refresh later than its Expires outlives it: nobody uses it any
+// more, but the next leader may start from what it carries.
 type Session struct {
 	Gen     uint64
 	Record  string
-	Expires Time // usable before this
+	Expires Time // usable before this; 0: it was rejected
 	End     Time // Touch never extends Expires past this; 0: no such bound
+	Refresh Time // may be refreshed before this; 0: only while it is usable
 }
 
 // Class says what is known of a login that gave no session.
@@ -224,12 +229,26 @@ func (r Rules) Suppression(e Entry, now Time) Failure {
 	return why
 }
 
+// Refreshable reports whether a refresh may start from the stored session, for a
+// leader who knows that generations up to dead are rejected: while it is usable,
+// or as long as it says.
+func (e Entry) Refreshable(dead uint64, now Time) bool {
+	return e.Session.Gen != 0 && (now < e.Session.Refresh || e.Usable(dead, now))
+}
+
 // Ask is what a caller asks Begin for.
 type Ask struct {
 	Nonce  Nonce         // fresh per attempt
 	After  uint64        // the generation that will not do; 0: any will
+	Unread bool          // After is alive, but the caller lacks the key to read it
 	Lease  time.Duration // how long the attempt is alive without Renew
 	Holder string        // who, for operators
+}
+
+// next is the number of a generation issued now: above every other, and never
+// one that a store issued before it forgot its last writes.
+func (e Entry) next(after uint64, now Time) uint64 {
+	return max(e.Gen+1, after+1, uint64(now))
 }
 
 // Begin opens an attempt.
@@ -252,7 +271,7 @@ func (r Rules) Begin(e Entry, a Ask, now Time) (Entry, Verdict) {
 		return e, Suppressed
 	case s.Alive(now):
 		return e, Busy
-	case r.Spent(e, now):
+	case r.Spent(e, now), a.Unread && s.Usable(0, now) && now < s.Unread:
 		return e, Suppressed
 	}
 	if s.Born == 0 {
@@ -261,10 +280,13 @@ func (r Rules) Begin(e Entry, a Ask, now Time) (Entry, Verdict) {
 	if s.Attempts == 0 {
 		s.Window = now.Add(r.Window)
 	}
+	if a.Unread && s.Usable(0, now) {
+		s.Unread = now.Add(r.Window)
+	}
 	s.Attempts++
-	s.Gen = max(s.Gen+1, a.After+1, uint64(now))
+	s.Gen = s.next(a.After, now)
 	s.Open = Attempt{Gen: s.Gen, Nonce: a.Nonce, Since: now, Lease: now.Add(a.Lease), Holder: a.Holder}
-	return s.keep(s.Window, s.Open.Lease), Lead
+	return s.keep(s.Window, s.Unread, s.Open.Lease), Lead
 }
 
 // Renew extends the lease of an open attempt of ours; of any other it changes
@@ -298,7 +320,7 @@ type Result struct {
 // set back together can issue it to two leaders.
 func (r Rules) Commit(e Entry, gen uint64, n Nonce, res Result, now Time) (next Entry, displaced Session, v Verdict) {
 	if gen == 0 || e.Open.Gen != gen || e.Open.Nonce != n {
-		if gen != 0 && (e.Done == Closed{gen, n} || e.Session.Gen == gen && e.Done.Gen != gen) {
+		if gen != 0 && (e.Done == Closed{gen, n} || e.Session.Gen == gen && e.Done.Gen > gen) {
 			return e, Session{}, Stored
 		}
 		return e, Session{}, Stale
@@ -306,13 +328,9 @@ func (r Rules) Commit(e Entry, gen uint64, n Nonce, res Result, now Time) (next 
 	s := e.settle(now)
 	s.Open, s.Done = Attempt{}, Closed{gen, n}
 	if res.Class == None {
-		displaced = s.Session
+		displaced = s.Session.live()
 		s.giveBack()
-		s.Session = res.Session
-		s.Session.Gen = gen
-		s.Failure = Failure{}
-		s.Proven = now.Add(min(r.Proving, res.Session.Expires.Sub(now)/4))
-		return s.keep(s.Session.Expires), displaced, Stored
+		return r.store(s, gen, res.Session, now), displaced, Stored
 	}
 	switch res.Class {
 	case NotSent:
@@ -327,6 +345,40 @@ func (r Rules) Commit(e Entry, gen uint64, n Nonce, res Result, now Time) (next 
 	}
 	return s.keep(s.Failure.Until), Session{}, Stored
 }
+
+// store makes ses generation gen and the entry's session.
+func (r Rules) store(e Entry, gen uint64, ses Session, now Time) Entry {
+	ses.Gen = gen
+	e.Session, e.Failure = ses, Failure{}
+	e.Proven = now.Add(min(r.Proving, ses.Expires.Sub(now)/4))
+	return e.keep(ses.Expires, ses.Refresh)
+}
+
+// live returns s unless it was rejected.
+func (s Session) live() Session {
+	if s.Expires == 0 {
+		return Session{}
+	}
+	return s
+}
+
+// Put stores a session that was obtained elsewhere, under a number from Number,
+// and returns the one it replaces. It needs no lock: an attempt that is open
+// becomes stale, and adopts. Counts stay, for the session says nothing of the
+// credentials that logins use; a failure does not.
+// Replay: the swap finds its own bytes.
+func (r Rules) Put(e Entry, gen uint64, ses Session, now Time) (next Entry, displaced Session) {
+	s := e.settle(now)
+	if s.Born == 0 {
+		s.Born = now
+	}
+	displaced = s.Session.live()
+	s.Gen, s.Open = gen, Attempt{}
+	return r.store(s, gen, ses, now), displaced
+}
+
+// Number returns the generation that a Put at now has.
+func Number(e Entry, now Time) uint64 { return e.next(0, now) }
 
 // giveBack uncounts the attempt just closed. A login that succeeded is given
 // back too: it threatens no account with a lock-out, and counting it would turn
@@ -355,6 +407,10 @@ func (e *Entry) fail(c Class, wait time.Duration, now Time) {
 // goes on. A session rejected before it was proven is young; after the second
 // in a row the next login waits for the Reject back-off. Changes nothing when
 // it finds neither, so a replay is harmless.
+//
+// A session that may still be refreshed stays, as rejected: no reader finds it,
+// and nothing makes it usable again. After the second young one in a row it does
+// not stay: what refreshes bring is refused, so the next leader logs in.
 func (r Rules) Invalidate(e Entry, gen uint64, now Time) Entry {
 	if gen == 0 || (e.Session.Gen != gen && e.Open.Gen != gen) {
 		return e
@@ -365,9 +421,12 @@ func (r Rules) Invalidate(e Entry, gen uint64, now Time) Entry {
 	}
 	if s.Session.Gen == gen {
 		young := now < s.Proven
-		s.Session, s.Proven = Session{}, 0
+		s.Session.Expires, s.Proven = 0, 0
 		if young {
 			s.Young++
+		}
+		if s.Young >= 2 || now >= s.Session.Refresh {
+			s.Session = Session{}
 		}
 		if young && s.Young >= 2 {
 			until := now.Add(r.Reject.Delay(int(s.Young) - 2))
@@ -388,22 +447,23 @@ func Clear(e Entry, now Time) (next Entry, removed Session) {
 		return e, Session{}
 	}
 	s := e.settle(now)
-	removed = s.Session
-	s.Gen = max(s.Gen+1, uint64(now))
+	removed = s.Session.live()
+	s.Gen = s.next(0, now)
 	s.Open, s.Session, s.Proven = Attempt{}, Session{}, 0
 	return s, removed
 }
 
-// Unsuppress forgets failures, attempts and young rejections. The session and
-// an open attempt stay.
+// Unsuppress forgets failures, attempts, young rejections, and that a session was
+// replaced unread. The session and an open attempt stay.
 func Unsuppress(e Entry) Entry {
-	e.Attempts, e.Window, e.Failure, e.Young = 0, 0, Failure{}, 0
+	e.Attempts, e.Window, e.Failure, e.Young, e.Unread = 0, 0, Failure{}, 0, 0
 	return e
 }
 
 // Touch extends the stored session's life to now + ttl if it is generation gen
-// and alive, never past its End and never backwards.
-func Touch(e Entry, gen uint64, ttl time.Duration, now Time) Entry {
+// and alive, never past its End and never backwards. It changes nothing for a
+// gain under least: a fleet that touches at every use writes once per least.
+func Touch(e Entry, gen uint64, ttl, least time.Duration, now Time) Entry {
 	if gen == 0 || e.Session.Gen != gen || now >= e.Session.Expires {
 		return e
 	}
@@ -411,8 +471,23 @@ func Touch(e Entry, gen uint64, ttl time.Duration, now Time) Entry {
 	if e.Session.End != 0 {
 		until = min(until, e.Session.End)
 	}
-	e.Session.Expires = max(e.Session.Expires, until)
+	if until <= e.Session.Expires || until.Sub(e.Session.Expires) < least {
+		return e
+	}
+	e.Session.Expires = until
 	return e.keep(e.Session.Expires)
+}
+
+// Retire takes session gen out of the entry once nobody can use it any more, and
+// returns it to the one caller whose swap did so: his to end upstream.
+func Retire(e Entry, gen uint64, now Time) (next Entry, removed Session) {
+	if gen == 0 || e.Session.Gen != gen || e.Usable(0, now) || now < e.Session.Refresh {
+		return e, Session{}
+	}
+	s := e.settle(now)
+	removed = s.Session.live()
+	s.Session, s.Proven = Session{}, 0
+	return s, removed
 }
 
 // keep records that the entry matters until the latest of times.

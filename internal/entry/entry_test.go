@@ -2,6 +2,8 @@ package entry_test
 
 import (
 	"math"
+	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,6 +53,24 @@ func loggedIn(t *testing.T, e entry.Entry, at entry.Time) entry.Entry {
 	t.Helper()
 	e = begun(t, e, theirs, at)
 	return committed(t, e, theirs, session(at), at)
+}
+
+// material may be refreshed until some time.
+func material(until entry.Time) entry.Result {
+	return entry.Result{Session: entry.Session{Record: "refresh", Expires: now.Add(life), End: now.Add(2 * life), Refresh: until}}
+}
+
+// storing is e with res made and stored now.
+func storing(t *testing.T, e entry.Entry, res entry.Result) entry.Entry {
+	t.Helper()
+	return committed(t, begun(t, e, theirs, now), theirs, res, now)
+}
+
+// unread asks to replace a session because its record cannot be read.
+func unread(n entry.Nonce, after uint64) entry.Ask {
+	a := ask(n, after)
+	a.Unread = true
+	return a
 }
 
 func committed(t *testing.T, e entry.Entry, n entry.Nonce, res entry.Result, at entry.Time) entry.Entry {
@@ -353,6 +373,95 @@ func TestSessionIsProvenAfterAQuarterOfAShortLife(t *testing.T) {
 	assert.Equal(t, now.Add(proving), long.Proven)
 }
 
+// Unread
+
+func TestUnreadableSessionIsReplacedOncePerWindow(t *testing.T) {
+	stored := loggedIn(t, entry.Entry{}, now)
+	at := now.Add(time.Minute)
+	open, v := rules.Begin(stored, unread(ours, stored.Session.Gen), at)
+	require.Equal(t, entry.Lead, v)
+	plain, _ := rules.Begin(stored, ask(ours, stored.Session.Gen), at)
+	assert.Zero(t, plain.Unread, "who can read it does not stop those who cannot")
+	plain.Unread = at.Add(window)
+	require.Equal(t, plain, open, "that is all the difference")
+
+	replaced := committed(t, open, ours, session(at), at)
+	invalidated := rules.Invalidate(replaced, replaced.Session.Gen, at)
+	cleared, _ := entry.Clear(replaced, at)
+	put, _ := rules.Put(replaced, entry.Number(replaced, at), session(at).Session, at)
+	for name, c := range map[string]struct {
+		e      entry.Entry
+		stands bool // a session that others can read
+	}{
+		"replaced":             {replaced, true},
+		"nobody came back":     {open, true},
+		"the login failed":     {committed(t, open, ours, entry.Result{Class: entry.Deferred}, at), true},
+		"replaced, rejected":   {invalidated, false},
+		"replaced, logged out": {cleared, false},
+		"put since":            {put, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := c.e
+			assert.Equal(t, at.Add(window), e.Unread)
+			e.Open.Lease, e.Failure = 0, entry.Failure{}
+			if c.stands { // longer than the window
+				e.Session.Expires = at.Add(2 * day)
+			}
+			for when, shielded := range map[entry.Time]bool{
+				at: c.stands, at.Add(window) - 1: c.stands, at.Add(window): false, at.Add(day): false,
+			} {
+				next, v := rules.Begin(e, unread(theirs, e.Gen), when)
+				switch stands := e.Usable(0, when); {
+				case shielded:
+					require.Equal(t, entry.Suppressed, v, when.Sub(at))
+					assert.Equal(t, e, next)
+				case stands:
+					require.Equal(t, entry.Lead, v, when.Sub(at))
+					assert.Equal(t, when.Add(window), next.Unread)
+				default:
+					require.Equal(t, entry.Lead, v, when.Sub(at))
+					assert.Equal(t, e.Unread, next.Unread, "nothing is replaced")
+				}
+				next, v = rules.Begin(e, ask(theirs, e.Gen), when)
+				require.Equal(t, entry.Lead, v, "who has read it, and was refused, goes on")
+				assert.Equal(t, e.Unread, next.Unread)
+			}
+			_, v := rules.Begin(entry.Unsuppress(e), unread(theirs, e.Gen), at)
+			assert.Equal(t, entry.Lead, v, "an operator's word ends it")
+		})
+	}
+}
+
+func TestUnreadableSessionIsWaitedForWhileItIsReplaced(t *testing.T) {
+	stored := loggedIn(t, entry.Entry{}, now)
+	open, v := rules.Begin(stored, unread(ours, stored.Session.Gen), now)
+	require.Equal(t, entry.Lead, v)
+	_, v = rules.Begin(open, unread(theirs, stored.Session.Gen), now)
+	assert.Equal(t, entry.Busy, v)
+	_, v = rules.Begin(committed(t, open, ours, session(now), now), unread(theirs, stored.Session.Gen), now)
+	assert.Equal(t, entry.Found, v, "and what took its place is looked at")
+}
+
+func TestUnreadBeginRepeatedLeadsAndMovesNothingButTheLease(t *testing.T) {
+	stored := loggedIn(t, entry.Entry{}, now)
+	open, _ := rules.Begin(stored, unread(ours, stored.Session.Gen), now)
+	later := now.Add(time.Second)
+	again, v := rules.Begin(open, unread(ours, stored.Session.Gen), later)
+	require.Equal(t, entry.Lead, v)
+	want := open
+	want.Open.Lease = later.Add(lease)
+	assert.Equal(t, want, again)
+}
+
+func TestUnreadIsKeptAsLongAsItHolds(t *testing.T) {
+	e := loggedIn(t, entry.Entry{}, now)
+	e.Keep = 0
+	e, v := rules.Begin(begun(t, e, theirs, now), unread(ours, e.Session.Gen), now.Add(lease))
+	require.Equal(t, entry.Lead, v)
+	require.Equal(t, now.Add(window), e.Window, "the first attempt set it")
+	assert.Equal(t, now.Add(lease+window), e.Keep)
+}
+
 // Renew
 
 func TestRenewExtendsItsOwnAttemptOnly(t *testing.T) {
@@ -508,6 +617,7 @@ func TestCommitThatCameTooLateWritesNothing(t *testing.T) {
 	cleared, _ := entry.Clear(open, now)
 	sameNumber := open // a lost entry and a clock set back issue a number twice
 	sameNumber.Open.Nonce = theirs
+	putThere, _ := rules.Put(entry.Entry{}, gen, session(now).Session, now)
 	for name, c := range map[string]struct {
 		e   entry.Entry
 		gen uint64
@@ -524,6 +634,7 @@ func TestCommitThatCameTooLateWritesNothing(t *testing.T) {
 		"our number, another's attempt":     {sameNumber, gen},
 		"our number, another's session":     {committed(t, sameNumber, theirs, session(now), now), gen},
 		"our number, closed by another":     {committed(t, sameNumber, theirs, entry.Result{Class: entry.Unknown}, now), gen},
+		"our number, put by another":        {putThere, gen},
 		"our nonce under a number not ours": {open, gen + 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -547,6 +658,129 @@ func TestGivingBackNeverGoesBelowNothing(t *testing.T) {
 	open := entry.Unsuppress(begun(t, entry.Entry{}, ours, now))
 	for _, res := range []entry.Result{session(now), {Class: entry.NotSent}, {Class: entry.Deferred}} {
 		assert.Zero(t, committed(t, open, ours, res, now).Attempts)
+	}
+}
+
+// Put
+
+func TestPutStoresASessionAndReturnsTheOneItReplaces(t *testing.T) {
+	e := loggedIn(t, entry.Entry{Stamp: nonce(9), Attempts: 2, Window: now.Add(day), Young: 1}, now)
+	e = begun(t, e, ours, now)
+	e.Failure = entry.Failure{Class: entry.Denied, Until: now.Add(window), Streak: 3}
+	e.Unread = now.Add(time.Hour)
+	ses := material(now.Add(2 * day)).Session
+	ses.Gen = 7 // is not its to say
+	at := now.Add(time.Second)
+	next, displaced := rules.Put(e, uint64(at), ses, at)
+	assert.Equal(t, e.Session, displaced)
+	ses.Gen = uint64(at)
+	want := e
+	want.Gen, want.Open, want.Session, want.Failure = uint64(at), entry.Attempt{}, ses, entry.Failure{}
+	want.Proven, want.Keep = at.Add(proving), ses.Refresh
+	assert.Equal(t, want, next, "counts stay, and all else")
+	assert.Equal(t, entry.Found, next.Look(0, at))
+}
+
+func TestPutOnANewKeyIsItsBirth(t *testing.T) {
+	ses := session(now).Session
+	e, displaced := rules.Put(entry.Entry{}, uint64(now), ses, now)
+	assert.Zero(t, displaced)
+	ses.Gen = uint64(now)
+	assert.Equal(t, entry.Entry{Born: now, Keep: ses.Expires, Gen: uint64(now), Session: ses, Proven: now.Add(proving)}, e)
+	later, _ := rules.Put(e, e.Gen+1, ses, now.Add(time.Hour))
+	assert.Equal(t, now, later.Born)
+}
+
+func TestPutIsProvenAfterAQuarterOfAShortLife(t *testing.T) {
+	e, _ := rules.Put(entry.Entry{}, uint64(now), entry.Session{Expires: now.Add(40 * time.Second)}, now)
+	assert.Equal(t, now.Add(10*time.Second), e.Proven)
+	assert.EqualValues(t, 1, rules.Invalidate(e, e.Gen, e.Proven-1).Young, "and is young before")
+}
+
+func TestPutReturnsWhatIsAliveAndNothingRejected(t *testing.T) {
+	stored := storing(t, entry.Entry{}, material(now.Add(day)))
+	rejected := rules.Invalidate(stored, stored.Session.Gen, now)
+	require.NotZero(t, rejected.Session.Gen)
+	for name, c := range map[string]struct {
+		e    entry.Entry
+		at   entry.Time
+		want entry.Session
+	}{
+		"usable":   {stored, now, stored.Session},
+		"expired":  {stored, now.Add(day), stored.Session},
+		"rejected": {rejected, now, entry.Session{}},
+		"none":     {failed(t, entry.Entry{}, entry.Denied, now), now, entry.Session{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, displaced := rules.Put(c.e, entry.Number(c.e, c.at), session(c.at).Session, c.at)
+			assert.Equal(t, c.want, displaced)
+		})
+	}
+}
+
+func TestPutMakesTheLoginInFlightStale(t *testing.T) {
+	open := begun(t, entry.Entry{}, ours, now)
+	put, _ := rules.Put(open, entry.Number(open, now), session(now).Session, now)
+	for _, res := range []entry.Result{session(now), {Class: entry.Denied}, {Class: entry.NotSent}} {
+		next, displaced, v := rules.Commit(put, open.Open.Gen, ours, res, now)
+		assert.Equal(t, entry.Stale, v)
+		assert.Equal(t, put, next)
+		assert.Zero(t, displaced)
+	}
+	assert.Equal(t, put, entry.Renew(put, open.Open.Gen, ours, lease, now.Add(time.Second)))
+	assert.True(t, put.Usable(open.Open.Gen, now), "and its leader adopts")
+	assert.EqualValues(t, 1, put.Attempts, "it stays counted")
+	_, v := rules.Begin(put, ask(theirs, put.Session.Gen), now)
+	assert.Equal(t, entry.Lead, v, "nobody waits for it")
+}
+
+func TestPutEndsASuppressionAndGivesNoneOfTheBudgetBack(t *testing.T) {
+	denied := failed(t, entry.Entry{}, entry.Denied, now)
+	put, _ := rules.Put(denied, entry.Number(denied, now), session(now).Session, now)
+	assert.Equal(t, entry.Free, put.Look(put.Session.Gen, now))
+	assert.EqualValues(t, 1, put.Attempts)
+	assert.Equal(t, denied.Window, put.Window)
+
+	spent := entry.Entry{Attempts: 3, Window: now.Add(window)}
+	put, _ = rules.Put(spent, entry.Number(spent, now), session(now).Session, now)
+	_, v := rules.Begin(put, ask(ours, put.Session.Gen), now)
+	assert.Equal(t, entry.Suppressed, v)
+	_, v = rules.Begin(put, ask(ours, put.Session.Gen), put.Proven)
+	assert.Equal(t, entry.Lead, v, "until the session has proved itself")
+}
+
+func TestPutLetsAProvenSessionClearTheCounts(t *testing.T) {
+	e := loggedIn(t, entry.Entry{Attempts: 2, Window: now.Add(day), Young: 1}, now)
+	early, _ := rules.Put(e, entry.Number(e, e.Proven-1), session(now).Session, e.Proven-1)
+	assert.EqualValues(t, 2, early.Attempts)
+	assert.EqualValues(t, 1, early.Young)
+	proven, _ := rules.Put(e, entry.Number(e, e.Proven), session(now).Session, e.Proven)
+	assert.Zero(t, proven.Attempts)
+	assert.Zero(t, proven.Young)
+}
+
+// A put whose reply was lost is put again.
+func TestPutRepeatedReplacesItself(t *testing.T) {
+	ses := session(now).Session
+	first, _ := rules.Put(entry.Entry{}, uint64(now), ses, now)
+	again, displaced := rules.Put(first, entry.Number(first, now), ses, now)
+	assert.Equal(t, first.Session, displaced)
+	assert.Greater(t, again.Session.Gen, first.Session.Gen)
+	assert.True(t, again.Usable(first.Session.Gen, now), "who knows the first adopts the second")
+}
+
+func TestNumberIsAboveEveryOtherAndTheTime(t *testing.T) {
+	for name, c := range map[string]struct {
+		e    entry.Entry
+		want uint64
+	}{
+		"a new key":            {entry.Entry{}, uint64(now)},
+		"the time":             {entry.Entry{Gen: uint64(now) - 1}, uint64(now)},
+		"one more than issued": {entry.Entry{Gen: uint64(now)}, uint64(now) + 1},
+		"ahead of the time":    {entry.Entry{Gen: uint64(now) + 7}, uint64(now) + 8},
+		"one is open":          {begun(t, entry.Entry{}, ours, now), uint64(now) + 1},
+	} {
+		t.Run(name, func(t *testing.T) { assert.Equal(t, c.want, entry.Number(c.e, now)) })
 	}
 }
 
@@ -697,7 +931,148 @@ func TestInvalidateNeverShortensASuppression(t *testing.T) {
 		rules.Invalidate(e, e.Session.Gen, now).Failure, "and keeps the streak")
 }
 
-// Clear, Unsuppress, Touch
+// Sessions that outlive their rejection
+
+func TestRejectedSessionThatMayBeRefreshedStays(t *testing.T) {
+	e := storing(t, entry.Entry{}, material(now.Add(day)))
+	open := begun(t, e, ours, now)
+	next := rules.Invalidate(open, e.Session.Gen, now)
+	want := open
+	want.Session.Expires, want.Proven, want.Young = 0, 0, 1
+	assert.Equal(t, want, next, "and the login in flight goes on")
+
+	for name, c := range map[string]struct {
+		refresh, at entry.Time
+		stays       bool
+	}{
+		"no material":               {0, now, false},
+		"over long ago":             {now - 1, now, false},
+		"over this instant":         {now, now, false},
+		"the last instant":          {now + 1, now, true},
+		"though it has expired":     {now.Add(day), now.Add(life), true},
+		"expired, and over as well": {now.Add(day), now.Add(day), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := storing(t, entry.Entry{}, material(c.refresh))
+			next := rules.Invalidate(e, e.Session.Gen, c.at)
+			if !c.stays {
+				assert.Zero(t, next.Session)
+				return
+			}
+			want := e.Session
+			want.Expires = 0
+			assert.Equal(t, want, next.Session)
+		})
+	}
+}
+
+func TestRejectedSessionIsNobodysWhateverHeKnows(t *testing.T) {
+	stored := storing(t, entry.Entry{}, material(now.Add(day)))
+	gen := stored.Session.Gen
+	rejected := rules.Invalidate(stored, gen, now)
+	require.Equal(t, gen, rejected.Session.Gen)
+	for _, at := range []entry.Time{
+		0, 1, now.Add(-time.Second), now - 1, now, now + 1, now.Add(time.Second), stored.Proven,
+		stored.Session.Expires - 1, stored.Session.Expires, stored.Session.End, now.Add(day) - 1, now.Add(day),
+	} {
+		for _, after := range []uint64{0, gen - 1, gen, gen + 1} {
+			assert.False(t, rejected.Usable(after, at), "%d at %d", after, at)
+			assert.Equal(t, entry.Free, rejected.Look(after, at), "%d at %d", after, at)
+			if at > now.Add(-day) {
+				_, v := rules.Begin(rejected, ask(ours, after), at)
+				assert.Equal(t, entry.Lead, v, "%d at %d", after, at)
+			}
+		}
+		assert.Equal(t, rejected, entry.Touch(rejected, gen, day, 0, at))
+		_, removed := entry.Clear(rejected, at)
+		assert.Zero(t, removed, "cleared at %d", at)
+		_, removed = entry.Retire(rejected, gen, at)
+		assert.Zero(t, removed, "retired at %d", at)
+		_, removed = rules.Put(rejected, entry.Number(rejected, at), session(at).Session, at)
+		assert.Zero(t, removed, "replaced at %d", at)
+	}
+	open := begun(t, rejected, ours, now)
+	assert.Equal(t, rejected.Session, open.Session)
+	_, displaced, v := rules.Commit(open, open.Open.Gen, ours, session(now), now)
+	require.Equal(t, entry.Stored, v)
+	assert.Zero(t, displaced)
+	for _, class := range []entry.Class{entry.Denied, entry.Deferred, entry.Unknown, entry.NotSent} {
+		assert.Equal(t, rejected.Session, committed(t, open, ours, entry.Result{Class: class}, now).Session, "neither removed nor restored")
+	}
+	next, _, v := rules.Commit(rejected, gen, theirs, material(now.Add(day)), now)
+	assert.Equal(t, entry.Stored, v, "the commit that stored it, repeated")
+	assert.Equal(t, rejected, next)
+}
+
+func TestInvalidateOfARejectedSessionCountsNothingTwice(t *testing.T) {
+	e := storing(t, entry.Entry{}, material(now.Add(day)))
+	gen := e.Session.Gen
+	once := rules.Invalidate(e, gen, now)
+	assert.Equal(t, once, rules.Invalidate(once, gen, now))
+	assert.Equal(t, once, rules.Invalidate(once, gen, now.Add(time.Minute)))
+	late := rules.Invalidate(once, gen, now.Add(day))
+	assert.Zero(t, late.Session, "of no use any more")
+	assert.EqualValues(t, 1, late.Young)
+}
+
+func TestSecondYoungRejectionInARowLeavesNothingToRefresh(t *testing.T) {
+	e := storing(t, entry.Entry{}, material(now.Add(day)))
+	at := e.Proven
+	e = rules.Invalidate(e, e.Session.Gen, at) // proven
+	require.NotZero(t, e.Session)
+	require.Zero(t, e.Young)
+	refreshes, logins := 0, 0
+	for range 5 {
+		if e.Refreshable(e.Session.Gen, at) {
+			refreshes++
+		} else {
+			logins++
+		}
+		e = begun(t, e, ours, at)
+		e = committed(t, e, ours, material(now.Add(day)), at)
+		e = rules.Invalidate(e, e.Session.Gen, at) // young
+		at = max(at, e.Failure.Until)
+	}
+	assert.Equal(t, 2, refreshes, "of the proven one, and of the one it brought")
+	assert.Equal(t, 3, logins)
+
+	e = committed(t, begun(t, e, ours, at), ours, material(now.Add(day)), at)
+	proven := rules.Invalidate(e, e.Session.Gen, e.Proven)
+	assert.NotZero(t, proven.Session, "one that proved itself ends the row")
+}
+
+func TestRefreshStartsFromWhatIsUsableOrMayBeRefreshed(t *testing.T) {
+	plain, with := loggedIn(t, entry.Entry{}, now), storing(t, entry.Entry{}, material(now.Add(day)))
+	gen, expires := plain.Session.Gen, plain.Session.Expires
+	require.Equal(t, gen, with.Session.Gen)
+	rejected := rules.Invalidate(with, gen, now)
+	for name, c := range map[string]struct {
+		e    entry.Entry
+		dead uint64
+		at   entry.Time
+		want bool
+	}{
+		"nothing stored":                     {entry.Entry{}, 0, now, false},
+		"nothing stored, forged":             {entry.Entry{Session: entry.Session{Expires: now + 1, Refresh: now + 1}}, 0, now, false},
+		"usable":                             {plain, 0, now, true},
+		"usable, an older one is dead":       {plain, gen - 1, now, true},
+		"usable, known to be dead":           {plain, gen, now, false},
+		"the last instant":                   {plain, 0, expires - 1, true},
+		"expired":                            {plain, 0, expires, false},
+		"material, usable":                   {with, 0, now, true},
+		"material, known to be dead":         {with, gen, now, true},
+		"material, expired":                  {with, 0, expires, true},
+		"material, rejected":                 {rejected, gen, now, true},
+		"material, rejected, none the wiser": {rejected, 0, now, true},
+		"material, the last instant":         {rejected, gen, now.Add(day) - 1, true},
+		"material, over":                     {rejected, gen, now.Add(day), false},
+		"material of a usable one is over":   {storing(t, entry.Entry{}, material(now+1)), 0, now + 1, true},
+	} {
+		t.Run(name, func(t *testing.T) { assert.Equal(t, c.want, c.e.Refreshable(c.dead, c.at)) })
+	}
+}
+
+// Clear, Unsuppress, Touch, Retire
 
 func TestClearEndsSessionAndAttemptAndKeepsCounts(t *testing.T) {
 	e := begun(t, loggedIn(t, entry.Entry{}, now), ours, now)
@@ -736,9 +1111,9 @@ func TestClearLetsAProvenSessionClearTheCounts(t *testing.T) {
 
 func TestUnsuppressForgetsFailuresAndCountsOnly(t *testing.T) {
 	e := begun(t, loggedIn(t, entry.Entry{}, now), ours, now)
-	e.Failure, e.Young = entry.Failure{Class: entry.Denied, Until: now.Add(window), Streak: 3}, 5
+	e.Failure, e.Young, e.Unread = entry.Failure{Class: entry.Denied, Until: now.Add(window), Streak: 3}, 5, now.Add(window)
 	want := e
-	want.Attempts, want.Window, want.Failure, want.Young = 0, 0, entry.Failure{}, 0
+	want.Attempts, want.Window, want.Failure, want.Young, want.Unread = 0, 0, entry.Failure{}, 0, 0
 	assert.Equal(t, want, entry.Unsuppress(e))
 	assert.Zero(t, entry.Unsuppress(entry.Entry{}))
 }
@@ -758,12 +1133,18 @@ func TestTouchExtendsTheNamedSessionUpToItsEnd(t *testing.T) {
 	bounded := e
 	bounded.Session.End = now.Add(life + time.Minute)
 	gen := e.Session.Gen
+	expired := e
+	expired.Session.Expires = now
+	last := e
+	last.Session.Expires = now + 1
 	for name, c := range map[string]struct {
 		e    entry.Entry
 		gen  uint64
 		ttl  time.Duration
 		want entry.Time
 	}{
+		"the last instant":   {last, gen, time.Hour, now.Add(time.Hour)},
+		"not once expired":   {expired, gen, time.Hour, now},
 		"extends":            {e, gen, time.Hour, now.Add(time.Hour)},
 		"never backwards":    {e, gen, time.Minute, now.Add(life)},
 		"up to the end":      {bounded, gen, time.Hour, now.Add(life + time.Minute)},
@@ -775,9 +1156,122 @@ func TestTouchExtendsTheNamedSessionUpToItsEnd(t *testing.T) {
 			want := c.e
 			want.Session.Expires = c.want
 			want.Keep = max(c.e.Keep, c.want)
-			assert.Equal(t, want, entry.Touch(c.e, c.gen, c.ttl, now))
+			assert.Equal(t, want, entry.Touch(c.e, c.gen, c.ttl, 0, now))
 		})
 	}
+}
+
+func TestTouchWritesForNoGainUnderTheLeast(t *testing.T) {
+	e := loggedIn(t, entry.Entry{}, now)
+	bounded := e
+	bounded.Session.End = e.Session.Expires.Add(30 * time.Second)
+	over := e
+	over.Session.End = e.Session.Expires.Add(-time.Second)
+	for name, c := range map[string]struct {
+		e     entry.Entry
+		ttl   time.Duration
+		least time.Duration
+		gain  time.Duration
+	}{
+		"more than the least":               {e, life + 61*time.Second, time.Minute, 61 * time.Second},
+		"the least":                         {e, life + time.Minute, time.Minute, time.Minute},
+		"a microsecond less":                {e, life + time.Minute - time.Microsecond, time.Minute, 0},
+		"no least":                          {e, life + time.Microsecond, 0, time.Microsecond},
+		"no least, no gain":                 {e, life, 0, 0},
+		"a loss":                            {e, life - time.Minute, 0, 0},
+		"a loss is no gain of a minus":      {e, life - time.Minute, -time.Hour, 0},
+		"the end leaves the least":          {bounded, day, 30 * time.Second, 30 * time.Second},
+		"the end leaves less":               {bounded, day, 31 * time.Second, 0},
+		"the end is before it":              {over, day, 0, 0},
+		"the end is before it, minus least": {over, day, -time.Hour, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want := c.e
+			want.Session.Expires = c.e.Session.Expires.Add(c.gain)
+			want.Keep = max(c.e.Keep, want.Session.Expires)
+			assert.Equal(t, want, entry.Touch(c.e, c.e.Session.Gen, c.ttl, c.least, now))
+		})
+	}
+}
+
+func TestTouchKeepsTheEntryAsLongAsTheSession(t *testing.T) {
+	e := loggedIn(t, entry.Entry{}, now)
+	assert.Equal(t, now.Add(day), entry.Touch(e, e.Session.Gen, day, time.Minute, now).Keep)
+}
+
+func TestTouchLeavesRefreshAndProofAlone(t *testing.T) {
+	e := storing(t, entry.Entry{}, material(now.Add(day)))
+	want := e
+	want.Session.Expires = e.Session.Expires.Add(time.Minute)
+	assert.Equal(t, want, entry.Touch(e, e.Session.Gen, life+time.Minute, 0, now))
+}
+
+func TestRetireTakesOutWhatNobodyCanUseOrRefresh(t *testing.T) {
+	plain, with := loggedIn(t, entry.Entry{}, now), storing(t, entry.Entry{}, material(now.Add(day)))
+	gen, expires := plain.Session.Gen, plain.Session.Expires
+	rejected := rules.Invalidate(with, gen, now)
+	short := storing(t, entry.Entry{}, material(now+1))
+	unproven := plain
+	unproven.Proven = expires + 1
+	for name, c := range map[string]struct {
+		e       entry.Entry
+		gen     uint64
+		at      entry.Time
+		goes    bool
+		removed entry.Session
+	}{
+		"usable":                     {plain, gen, now, false, entry.Session{}},
+		"the last instant":           {plain, gen, expires - 1, false, entry.Session{}},
+		"expired":                    {plain, gen, expires, true, plain.Session},
+		"expired before it proved":   {unproven, gen, expires, true, plain.Session},
+		"another generation":         {plain, gen - 1, expires, false, entry.Session{}},
+		"a newer one":                {plain, gen + 1, expires, false, entry.Session{}},
+		"expired, may be refreshed":  {with, gen, expires, false, entry.Session{}},
+		"rejected, may be refreshed": {rejected, gen, expires, false, entry.Session{}},
+		"refreshes, last instant":    {with, gen, now.Add(day) - 1, false, entry.Session{}},
+		"refreshes are over":         {with, gen, now.Add(day), true, with.Session},
+		"rejected, and over":         {rejected, gen, now.Add(day), true, entry.Session{}},
+		"usable, refreshes are over": {short, gen, now + 1, false, entry.Session{}},
+		"no generation":              {entry.Entry{}, 0, now, false, entry.Session{}},
+		"no generation, none stored": {failed(t, entry.Entry{}, entry.Denied, now), 0, now.Add(day), false, entry.Session{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			next, removed := entry.Retire(c.e, c.gen, c.at)
+			assert.Equal(t, c.removed, removed)
+			if !c.goes {
+				assert.Equal(t, c.e, next)
+				return
+			}
+			assert.Zero(t, next.Session)
+			assert.Zero(t, next.Proven)
+			again, removed := entry.Retire(next, c.gen, c.at)
+			assert.Equal(t, next, again)
+			assert.Zero(t, removed, "exactly once")
+		})
+	}
+}
+
+func TestRetireLeavesAllElse(t *testing.T) {
+	e := loggedIn(t, entry.Entry{Stamp: nonce(9), Attempts: 2, Window: now.Add(day), Young: 1}, now)
+	gen, at := e.Session.Gen, e.Session.Expires
+	e.Proven = 0 // acted on
+	e = begun(t, e, ours, at)
+	e.Failure, e.Unread = entry.Failure{Class: entry.Deferred, Until: at + 1, Streak: 3}, at+2
+	next, _ := entry.Retire(e, gen, at)
+	want := e
+	want.Session = entry.Session{}
+	assert.Equal(t, want, next)
+	_, _, v := rules.Commit(next, gen, theirs, session(now), at)
+	assert.Equal(t, entry.Stored, v, "the commit that stored it, repeated")
+	_, _, v = rules.Commit(next, e.Open.Gen, ours, session(at), at)
+	assert.Equal(t, entry.Stored, v, "the login in flight")
+}
+
+func TestRetireLetsAProvenSessionClearTheCounts(t *testing.T) {
+	e := loggedIn(t, entry.Entry{Attempts: 2, Window: now.Add(day), Young: 1}, now)
+	next, _ := entry.Retire(e, e.Session.Gen, e.Session.Expires)
+	assert.Zero(t, next.Attempts)
+	assert.Zero(t, next.Young)
 }
 
 // Readers
@@ -825,10 +1319,20 @@ func TestEntryIsKeptUntilTheLastThingInItIsOverAndAMinute(t *testing.T) {
 	require.Equal(t, 2*window+time.Minute, e.TTL(now), "until the session is used no more, not until it ends upstream")
 	assert.Equal(t, window+time.Minute, e.TTL(now.Add(window)))
 	assert.Equal(t, time.Minute, e.TTL(now.Add(day)), "never less")
-	e = entry.Touch(e, e.Session.Gen, 4*window, now)
+	e = entry.Touch(e, e.Session.Gen, 4*window, 0, now)
 	assert.Equal(t, 3*window+time.Minute, e.TTL(now), "touched, to its end")
 	e.Keep = 1 << 54
 	assert.Equal(t, 366*day+time.Minute, e.TTL(now), "a forged one too ends")
+}
+
+func TestEntryIsKeptUntilItsSessionCanBeRefreshedNoMore(t *testing.T) {
+	e := storing(t, entry.Entry{}, material(now.Add(day)))
+	assert.Equal(t, day+time.Minute, e.TTL(now))
+	assert.Equal(t, day+time.Minute, rules.Invalidate(e, e.Session.Gen, now).TTL(now))
+	put, _ := rules.Put(entry.Entry{}, uint64(now), material(now.Add(day)).Session, now)
+	assert.Equal(t, day+time.Minute, put.TTL(now))
+	put, _ = rules.Put(entry.Entry{}, uint64(now), material(now+1).Session, now)
+	assert.Equal(t, life+time.Minute, put.TTL(now), "or used no more")
 }
 
 func TestNothingShortensTheLifeOfAnEntry(t *testing.T) {
@@ -838,11 +1342,15 @@ func TestNothingShortensTheLifeOfAnEntry(t *testing.T) {
 	gen := e.Session.Gen
 	open := begun(t, e, ours, now)
 	cleared, _ := entry.Clear(e, now)
+	put, _ := rules.Put(e, entry.Number(e, now), session(now).Session, now)
+	retired, _ := entry.Retire(e, gen, now.Add(day))
 	for name, next := range map[string]entry.Entry{
+		"put":        put,
+		"retire":     retired,
 		"invalidate": rules.Invalidate(e, gen, now),
 		"clear":      cleared,
 		"unsuppress": entry.Unsuppress(e),
-		"touch":      entry.Touch(e, gen, time.Second, now),
+		"touch":      entry.Touch(e, gen, time.Second, 0, now),
 		"begin":      open,
 		"renew":      entry.Renew(open, open.Open.Gen, ours, lease, now.Add(time.Second)),
 		"session":    committed(t, open, ours, session(now), now),
@@ -883,5 +1391,102 @@ func TestNewNonceNeverRepeats(t *testing.T) {
 		n := entry.NewNonce()
 		require.False(t, seen[n])
 		seen[n] = true
+	}
+}
+
+// rule is one of the rules with arguments; gone is what it took out of the entry.
+type rule func(e entry.Entry, at entry.Time) (next entry.Entry, gone entry.Session)
+
+// picks are the rules, as often as they are to be picked: some end the others' turns.
+var picks = strings.Fields("begin begin renew commit commit commit commit put clear invalidate touch touch touch retire retire retire")
+
+func anyRule(pick func(n int) int, e entry.Entry) (name string, f rule) {
+	gens := []uint64{0, e.Gen, e.Gen + 1, e.Open.Gen, e.Open.Gen, e.Done.Gen, e.Session.Gen, e.Session.Gen}
+	gen := gens[pick(len(gens))]
+	n := []entry.Nonce{ours, theirs, e.Open.Nonce}[pick(3)]
+	bounds := []entry.Time{0, now - 2, now - 1, now, now + 1, now + 2, now.Add(life)}
+	ses := entry.Session{Record: "new", Expires: []entry.Time{now + 1, now + 2, now.Add(life)}[pick(3)], End: bounds[pick(len(bounds))], Refresh: bounds[pick(len(bounds))]}
+	res := entry.Result{Session: ses}
+	if class := entry.Class(pick(6)); class != entry.None && class != entry.Rejected {
+		res = entry.Result{Class: class}
+	}
+	alone := func(f func(entry.Entry, entry.Time) entry.Entry) rule {
+		return func(e entry.Entry, at entry.Time) (entry.Entry, entry.Session) { return f(e, at), entry.Session{} }
+	}
+	a := entry.Ask{Nonce: n, After: gen, Unread: pick(2) == 0, Lease: lease}
+	ttl, least := []time.Duration{0, time.Microsecond, life, day}[pick(4)], []time.Duration{0, time.Microsecond, time.Minute}[pick(3)]
+	switch picks[pick(len(picks))] {
+	case "begin":
+		return "begin", alone(func(e entry.Entry, at entry.Time) entry.Entry { e, _ = rules.Begin(e, a, at); return e })
+	case "renew":
+		return "renew", alone(func(e entry.Entry, at entry.Time) entry.Entry { return entry.Renew(e, gen, n, 2*lease, at) })
+	case "commit":
+		return "commit", func(e entry.Entry, at entry.Time) (entry.Entry, entry.Session) {
+			next, displaced, _ := rules.Commit(e, gen, n, res, at)
+			return next, displaced
+		}
+	case "put":
+		return "put", func(e entry.Entry, at entry.Time) (entry.Entry, entry.Session) {
+			return rules.Put(e, entry.Number(e, at), ses, at)
+		}
+	case "invalidate":
+		return "invalidate", alone(func(e entry.Entry, at entry.Time) entry.Entry { return rules.Invalidate(e, gen, at) })
+	case "clear":
+		return "clear", entry.Clear
+	case "touch":
+		return "touch", alone(func(e entry.Entry, at entry.Time) entry.Entry { return entry.Touch(e, gen, ttl, least, at) })
+	}
+	return "retire", func(e entry.Entry, at entry.Time) (entry.Entry, entry.Session) { return entry.Retire(e, gen, at) }
+}
+
+// Long random lives of an entry, whose times lie on and beside each other.
+func TestRulesKeepTheirWordOverAnyLifeOfAnEntry(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	ran := map[string]int{}
+	for range 1000 {
+		e, rejected, seen := entry.Entry{}, map[uint64]bool{}, map[uint64]bool{}
+		for range 30 {
+			at := now + entry.Time(r.IntN(5)) - 2
+			name, f := anyRule(r.IntN, e)
+			next, gone := f(e, at)
+			again, goneAgain := f(e, at)
+			require.Equal(t, next, again, "%s depends on its arguments only", name)
+			require.Equal(t, gone, goneAgain, name)
+			if next == e {
+				require.Zero(t, gone, name)
+				continue
+			}
+			ran[name]++
+			got, err := entry.Decode(encoded(t, next))
+			require.NoError(t, err, name)
+			require.Equal(t, next, got, name)
+
+			require.GreaterOrEqual(t, next.Gen, e.Gen, name)
+			require.GreaterOrEqual(t, next.Keep, e.Keep, name)
+			require.GreaterOrEqual(t, next.Keep, max(next.Session.Expires, next.Session.Refresh, next.Failure.Until, next.Unread, next.Open.Lease), name)
+			require.GreaterOrEqual(t, next.Unread, min(e.Unread, at), name)
+			require.True(t, e.Born == 0 || next.Born == e.Born, name)
+			require.Equal(t, next.Session.Gen == 0, next.Session == entry.Session{}, name)
+
+			was, is := e.Session, next.Session
+			if was.Gen != 0 && (is.Gen == 0 || is.Expires == 0) && name == "invalidate" {
+				rejected[was.Gen] = true
+			}
+			if was.Gen != is.Gen && is.Gen != 0 {
+				require.False(t, seen[is.Gen], "%s stores generation %d again", name, is.Gen)
+				seen[is.Gen] = true
+			}
+			require.False(t, rejected[is.Gen] && is.Expires != 0, "%s makes the rejected generation %d usable", name, is.Gen)
+			switch {
+			case was.Gen == is.Gen, was.Expires == 0, name == "invalidate":
+				require.Zero(t, gone, "%s: it is there, was rejected, or is", name)
+			default:
+				require.Equal(t, was, gone, "%s: what leaves alive is handed out", name)
+			}
+			e = next
+		}
+	}
+	for _, name := range picks {
+		require.Greater(t, ran[name], 25, "%s: %v", name, ran)
 	}
 }

@@ -11,6 +11,11 @@ package entry_test
 // attempt, and up to two callers. Everything is small integers; entries are
 // interned, so that a state is a comparable struct of a few hundred bytes.
 //
+// A caller runs a func with a session, or does one thing only: it renews the
+// session ahead of its end, logs out, forgives, puts a session obtained
+// elsewhere, touches the one in use, or ends a scope and retires what it used.
+// Where sessions carry refresh material a leader refreshes rather than logs in.
+//
 // # Steps
 //
 // A step is one thing the world can see: one request to the store, the lock or
@@ -21,7 +26,8 @@ package entry_test
 //	load → lock → begin (swap) → login → inside → commit (swap) → unlock
 //	  ▲──────┘ held, busy, overtaken
 //
-// and a caller start → wait → run → invalidate (swap) → start → wait → run.
+// and a caller start → wait → run → invalidate (swap) → start → wait → run, or
+// start → swap.
 // Waiting is loading again: polling finds everything that a wake-up would.
 // Time stands still but for a microsecond per generation, until a tick makes
 // everything with a lease, a lock or a short back-off run out at once.
@@ -40,11 +46,13 @@ package entry_test
 // Logins are bounded by their causes (P1, P4) and refused logins by the budget
 // (P5). A stored generation is never replaced by an older or a dead one, none
 // is issued twice, none from before a logout is stored, no write drops a
-// session that it does not name (P2). A caller gets only what is newer than
-// what it saw rejected (R1). The logout func gets neither the stored token nor
-// one known to be rejected (R5). A Do runs its func at most twice and logs in
-// at most once after the first run (R6). Nobody waits for a lock or an attempt
-// of his own.
+// session that it does not name, none makes a rejected or an expired one usable
+// again (P2). A caller gets only what is newer than what it saw rejected (R1).
+// The logout func gets neither the stored token nor one known to be rejected;
+// what leaves the entry alive is handed to one process, and to no second (R5). A
+// Do runs its func at most twice and logs in at most once after the first run
+// (R6). A session is served while it is renewed, and when that fails (R7).
+// Nobody waits for a lock or an attempt of his own.
 // From any state the rest ends without further faults, and then no token
 // lives upstream that nobody knows of.
 //
@@ -87,7 +95,7 @@ const (
 const (
 	maxProcs   = 3
 	maxCallers = 2
-	maxIssued  = 12
+	maxIssued  = 16
 )
 
 // kind is what a caller is there for.
@@ -99,6 +107,9 @@ const (
 	refresher
 	leaver   // Logout
 	forgiver // Unsuppress
+	putter   // Put
+	toucher
+	retirer // a scope that ends
 )
 
 // fault is one of the things that may go wrong.
@@ -130,6 +141,7 @@ const (
 	repeating           // a login returns the live token again
 	hostile             // logins succeed, their sessions never work
 	stuck               // logins return the same dead token for ever
+	spoiled             // refreshes succeed, their sessions never work
 )
 
 // scenario bounds a run.
@@ -140,11 +152,13 @@ type scenario struct {
 	heartbeats bool // leaders send a heartbeat
 	budget     int  // of logins; 0: 3
 	life       int  // of sessions; 0: long
+	refresh    int  // how long sessions may be refreshed; 0: while they are usable
 	ticks      int  // besides those that are faults
 	faults     [faults]uint8
 	total      uint8 // of all faults
 
 	clockBack bool // a flush sets the store's clock back as well
+	evicts    bool // a near copy may go while its session is renewed
 }
 
 // weak is what a weaker contract does otherwise.
@@ -155,6 +169,10 @@ type weak struct {
 	clear      func(entry.Entry, entry.Time) (entry.Entry, entry.Session)
 	renew      func(r entry.Rules, e entry.Entry, gen uint64, a entry.Ask, now entry.Time) entry.Entry
 	look       func(entry.Entry, uint64, entry.Time) entry.Verdict
+	put        func(entry.Rules, entry.Entry, uint64, entry.Session, entry.Time) (entry.Entry, entry.Session)
+	number     func(entry.Entry, entry.Time) uint64
+	touch      func(e entry.Entry, gen uint64, ttl, least time.Duration, now entry.Time) entry.Entry
+	retire     func(entry.Entry, uint64, entry.Time) (entry.Entry, entry.Session)
 
 	adoptOther   bool // R1: different instead of greater
 	joinersAdopt bool // no R1 for joiners
@@ -165,6 +183,7 @@ type weak struct {
 	keepDispl    bool // R5: nobody ends what Commit displaced
 	blindDelete  bool // invalidate deletes whatever is there by then
 	noLockNonce  bool // TryLock does not know its own nonce
+	failTogether bool // R7: who joined a refresh-ahead fails with it
 }
 
 type sess struct {
@@ -205,6 +224,8 @@ type attempt struct {
 	nonce    uint8
 	refresh  bool
 	noLogin  bool // adopt or wait, never begin
+	refused  bool // the refresh was denied, the login is next
+	carried  bool // got is from a refresh
 	renewed  bool
 	after    sess
 	deadline uint16
@@ -213,8 +234,8 @@ type attempt struct {
 	gen      uint16
 	got      sess
 	result   entry.Class
-	displ    uint8 // token that Commit displaced
-	kept     uint8 // token that a Commit without a reply may have displaced
+	displ    sess  // what Commit displaced
+	kept     sess  // what a Commit without a reply may have displaced
 	orphan   uint8 // token that was not stored
 }
 
@@ -226,8 +247,11 @@ type caller struct {
 	failed   bool
 	rejected sess
 	held     sess
+	names    uint16 // generation that its swap is about
+	own      uint8  // token to put
 	old, new int32
-	removed  uint32 // tokens that a Clear without a reply may have removed
+	removed  uint32 // tokens that a swap without a reply may have removed
+	gone     uint16 // their generations
 }
 
 type proc struct {
@@ -246,7 +270,7 @@ type proc struct {
 type tally struct {
 	logins, denied, unknown                                               uint8
 	invalidated, expired, dead, lost, lostEntry, logouts, forgiven, ended uint8
-	refreshes                                                             uint8
+	refreshes, puts, proved                                               uint8
 }
 
 func (t tally) causes() uint8 {
@@ -268,6 +292,22 @@ type state struct {
 	issued      [maxIssued]uint16
 	maxStored   uint16 // newest generation ever stored
 	barrier     uint8  // so many were issued before the last logout or flush, and must not be stored any more
+
+	// Generations, a bit each, by their place in issued.
+	rejected uint16 // in the store
+	left     uint16 // the entry, alive
+	handed   uint16 // to the process whose swap removed them
+	maybe    uint16 // handed, by a swap of which that process does not know whether it was executed
+
+	vain uint32 // tokens that a refresh brought in vain: nobody ends them
+}
+
+// bit is generation g's among the issued ones.
+func (s *state) bit(g uint16) uint16 {
+	if i := slices.Index(s.issued[:], g); g != 0 && i >= 0 {
+		return 1 << i
+	}
+	return 0
 }
 
 // ghost is a swap under way that nobody waits for any more. old < 0: none.
@@ -291,6 +331,7 @@ const (
 	sEnd
 	sTick
 	sGhost
+	sEvict
 	sFault
 )
 
@@ -334,6 +375,18 @@ func newModel(sc scenario, w weak) *model {
 	if m.look == nil {
 		m.look = entry.Entry.Look
 	}
+	if m.put == nil {
+		m.put = entry.Rules.Put
+	}
+	if m.number == nil {
+		m.number = entry.Number
+	}
+	if m.touch == nil {
+		m.touch = entry.Touch
+	}
+	if m.retire == nil {
+		m.retire = entry.Retire
+	}
 	if m.renew == nil {
 		m.renew = func(_ entry.Rules, e entry.Entry, gen uint64, a entry.Ask, now entry.Time) entry.Entry {
 			return entry.Renew(e, gen, a.Nonce, a.Lease, now)
@@ -365,7 +418,11 @@ func (m *model) initial() state {
 }
 
 func (m *model) success(s state, tok uint8) entry.Result {
-	return entry.Result{Session: entry.Session{Record: string([]byte{tok}), Expires: s.time().Add(time.Duration(m.life) * time.Microsecond)}}
+	ses := entry.Session{Record: string([]byte{tok}), Expires: s.time().Add(time.Duration(m.life) * time.Microsecond)}
+	if m.refresh != 0 {
+		ses.Refresh = s.time().Add(time.Duration(m.refresh) * time.Microsecond)
+	}
+	return entry.Result{Session: ses}
 }
 
 func (s *state) time() entry.Time { return entry.Time(s.now) }
@@ -414,6 +471,8 @@ var turns = []string{
 	"commit replayed", "stale: adopt", "stale: wait", "stale: nothing", "waits in vain",
 	"joiner starts over", "token again", "displaced", "orphan", "logged out", "kept: rejected", "kept: stored",
 	"refresh not elected", "lock replayed",
+	"put", "touched", "retired", "stays to be refreshed", "refreshed", "refreshed though rejected",
+	"refresh denied", "refreshed in vain", "served though the refresh failed",
 }
 
 // next emits every state that follows s, with the step that leads there. After
@@ -450,6 +509,9 @@ func (m *model) normal(s *state, do func(step, func(*state))) {
 			if m.procs[p][c] != idler && pr.callers[c].pc != cDone && pr.callers[c].pc != cWait {
 				do(step{what: sCaller, p: uint8(p), c: uint8(c), fault: faults}, func(n *state) { m.caller(n, p, c, false) })
 			}
+		}
+		if m.evicts && pr.near.gen != 0 && pr.att.pc != aIdle && pr.att.refresh {
+			do(step{what: sEvict, p: uint8(p), fault: faults}, func(n *state) { n.procs[p].near = sess{} })
 		}
 		if pr.ending != 0 {
 			do(step{what: sEnd, p: uint8(p), fault: faults}, func(n *state) { m.end(n, p) })
@@ -497,12 +559,19 @@ func (m *model) faulty(s *state, do func(step, func(*state))) {
 		if m.clockBack {
 			n.tally.lostEntry++                                        // whoever saw a number rejected will not take it for another session
 			n.now, n.issued, n.barrier = epoch, [maxIssued]uint16{}, 0 // numbers may come again
+			n.rejected, n.left, n.handed, n.maybe = 0, 0, 0, 0
 		}
 	})
 	try(failover, 0, 0, s.store != s.prev, func(n *state) {
 		n.store = n.prev
 		n.tally.lostEntry++
-		n.maxStored, n.barrier = uint16(m.entries[n.store].Session.Gen), 0 // what was acknowledged since is gone
+		back := m.entries[n.store].Session
+		n.maxStored, n.barrier = uint16(back.Gen), 0 // what was acknowledged since is gone
+		n.left &^= n.bit(uint16(back.Gen))
+		n.handed &^= n.bit(uint16(back.Gen))
+		if back.Expires != 0 {
+			n.rejected &^= n.bit(uint16(back.Gen))
+		}
 	})
 	try(revoke, 0, 0, s.live != 0, func(n *state) { n.live = 0 })
 	for p := range s.procs {
@@ -517,14 +586,15 @@ func (m *model) faulty(s *state, do func(step, func(*state))) {
 			a := &n.procs[p].att
 			n.ghost = ghost{old: a.old, new: a.new}
 			a.old, a.kept = -1, a.displ
+			n.maybe |= n.bit(a.kept.gen)
 		})
 		try(replyLost, p, 9, pc == aLock || swapping, func(n *state) { m.attempt(n, p, true) })
 		for c := range pr.callers {
 			swapping := pr.callers[c].pc == cSwap
 			try(late, p, c, swapping && pr.callers[c].old >= 0 && s.ghost.old < 0, func(n *state) {
 				cl := &n.procs[p].callers[c]
-				n.ghost = ghost{old: cl.old, new: cl.new, by: m.procs[p][c], names: cl.rejected.gen}
-				cl.old, cl.removed = -1, cl.removed|1<<cl.held.tok
+				n.ghost = ghost{old: cl.old, new: cl.new, by: m.procs[p][c], names: cl.names}
+				cl.unanswered(n)
 			})
 			try(replyLost, p, c, swapping && pr.callers[c].old >= 0, func(n *state) { m.caller(n, p, c, true) })
 			try(unreachable, p, c, swapping && m.procs[p][c] == doer, func(n *state) {
@@ -579,6 +649,9 @@ func (m *model) tick(s *state) {
 	if was < e.Failure.Until && s.time() >= e.Failure.Until {
 		s.tally.ended++
 	}
+	if was < e.Proven && s.time() >= e.Proven {
+		s.tally.proved++
+	}
 	if s.lock != 0 && s.now >= s.lockUntil {
 		s.lock, s.lockUntil = 0, 0
 	}
@@ -607,25 +680,16 @@ func (m *model) swap(s *state, old, next int32, by kind, names uint16) bool {
 	if is.Gen < was.Gen {
 		m.fail("P2: generation %d written over %d", is.Gen, was.Gen)
 	}
-	switch g := uint16(is.Session.Gen); {
-	case is.Session.Gen == was.Session.Gen:
-	case g == 0:
-		if by == leaver {
-			break
-		}
-		if by != doer || uint16(was.Session.Gen) != names {
-			m.fail("P2: session %d dropped by a write that does not name it", was.Session.Gen)
-		}
-		s.tally.invalidated++
-	case g <= s.maxStored:
-		m.fail("P2: generation %d stored after %d", g, s.maxStored)
-	case slices.Contains(s.issued[:s.barrier], g):
-		m.fail("P2: generation %d stored, begun before a logout or in a lost entry", g)
-	default:
-		s.maxStored = g
-	}
 	if g := uint16(is.Open.Gen); g != 0 && is.Open.Gen != was.Open.Gen {
 		m.issue(s, g)
+	}
+	if by == putter {
+		m.issue(s, uint16(is.Session.Gen))
+	}
+	if is.Session.Gen == was.Session.Gen {
+		m.changed(s, was.Session, is.Session, by, names)
+	} else {
+		m.replaced(s, was.Session, uint16(is.Session.Gen), by, names)
 	}
 	switch by {
 	case leaver:
@@ -633,9 +697,67 @@ func (m *model) swap(s *state, old, next int32, by kind, names uint16) bool {
 		s.barrier = s.begun()
 	case forgiver:
 		s.tally.forgiven++
+	case putter:
+		m.see("put")
+		s.tally.puts++
+	case toucher:
+		m.see("touched")
 	default:
 	}
 	return true
+}
+
+// changed judges a write that left the session the one it was.
+func (m *model) changed(s *state, was, is entry.Session, by kind, names uint16) {
+	g := uint16(is.Gen)
+	switch {
+	case is.Expires == was.Expires:
+	case by == toucher && g == names && is.Expires > was.Expires && was.Expires != 0:
+	case is.Expires == 0 && by == doer && g == names:
+		m.see("stays to be refreshed")
+		s.tally.invalidated++
+		s.rejected |= s.bit(g)
+	default:
+		m.fail("P2: life of session %d changed from %d to %d", g, was.Expires, is.Expires)
+	}
+}
+
+// replaced judges a write after which generation g is stored where was was.
+func (m *model) replaced(s *state, was entry.Session, g uint16, by kind, names uint16) {
+	named := uint16(was.Gen) == names
+	switch {
+	case g == 0 && by == doer && named && was.Expires != 0:
+		s.tally.invalidated++
+		s.rejected |= s.bit(names)
+		return
+	case g == 0 && by != leaver && (!named || by != doer && by != retirer):
+		m.fail("P2: session %d dropped by a write that does not name it", was.Gen)
+	case g == 0:
+	case g <= s.maxStored:
+		m.fail("P2: generation %d stored after %d", g, s.maxStored)
+	case slices.Contains(s.issued[:s.barrier], g):
+		m.fail("P2: generation %d stored, begun before a logout or in a lost entry", g)
+	default:
+		s.maxStored = g
+	}
+	if was.Expires != 0 {
+		s.left |= s.bit(uint16(was.Gen))
+	}
+}
+
+// hand gives a session to the process whose swap took it out of the entry.
+func (m *model) hand(s *state, was sess) {
+	b := s.bit(was.gen)
+	switch {
+	case was.gen == 0 || m.clockBack: // a number that comes again says nothing
+	case s.rejected&b != 0:
+		m.fail("R5: session %d was rejected and is handed out to be ended", was.gen)
+	case s.left&b == 0:
+		m.fail("R5: session %d is handed out though it did not leave", was.gen)
+	case s.handed&b != 0:
+		m.fail("R5: session %d is handed to two", was.gen)
+	}
+	s.handed |= b
 }
 
 func (m *model) issue(s *state, g uint16) {
@@ -720,6 +842,7 @@ func (m *model) attempt(s *state, p int, lost bool) {
 		switch {
 		case lost:
 			a.old, a.kept = -1, a.displ
+			s.maybe |= s.bit(a.kept.gen)
 		case !ok:
 			m.close(s, p, s.store)
 		default:
@@ -806,7 +929,7 @@ func (m *model) lead(s *state, p int, seen int32) {
 	case entry.Suppressed:
 		m.see("begin suppressed")
 		t := s.tally
-		if s.time() >= e.Failure.Until && int(t.logins+t.dead+t.lost+t.lostEntry) < m.budget {
+		if s.time() >= e.Failure.Until && int(t.logins+t.dead+t.lost+t.lostEntry+t.puts) < m.budget {
 			m.fail("P5: suppressed by the budget after %d logins", t.logins)
 		}
 		m.deliver(s, p, sess{}, false)
@@ -825,22 +948,18 @@ func (m *model) lead(s *state, p int, seen int32) {
 	}
 }
 
-// login is sent, and what the upstream does with it happens.
+// login is sent, or a refresh where one may be, and what the upstream does with
+// it happens. A refresh that is denied is followed by a login.
 func (m *model) login(s *state, p int, class entry.Class) {
 	pr := &s.procs[p]
 	a := &pr.att
-	a.pc, a.result = aInside, class
-	s.tally.logins++
-	if c := &pr.callers[a.starter]; !a.refresh {
-		if c.runs > 0 {
-			c.after++
-		} else {
-			c.before++
-		}
-		if c.before > 1 || c.after > 1 {
-			m.fail("R6: logins of one Do: %d before its first run, %d after", c.before, c.after)
-		}
+	from := m.entries[a.known]
+	if !a.refused && m.refreshing() && from.Refreshable(uint64(pr.floor), s.time()) {
+		m.renewal(s, p, from, class)
+		return
 	}
+	m.count(s, p)
+	a.pc, a.result = aInside, class
 	if class == entry.None {
 		if fresh := m.up != stuck && (m.up != repeating || s.live == 0); fresh || s.tokens == 0 {
 			s.tokens++
@@ -853,6 +972,59 @@ func (m *model) login(s *state, p int, class entry.Class) {
 		}
 		a.got = sess{a.gen, s.tokens}
 	}
+	m.judge(s, class)
+}
+
+func (m *model) refreshing() bool { return m.refresh != 0 }
+
+// renewal is a refresh: the old session carried on.
+func (m *model) renewal(s *state, p int, from entry.Entry, class entry.Class) {
+	a := &s.procs[p].att
+	if from.Session.Expires == 0 {
+		m.see("refreshed though rejected")
+		if from.Young >= 2 {
+			m.fail("refresh of session %d after %d were rejected young", from.Session.Gen, from.Young)
+		}
+	}
+	switch class {
+	case entry.None:
+		m.see("refreshed")
+		s.tokens++
+		s.live &^= 1 << stored(from).tok
+		if m.up != hostile && m.up != spoiled {
+			s.live |= 1 << s.tokens
+		}
+		a.got, a.carried = sess{a.gen, s.tokens}, true
+	case entry.Deferred:
+	default:
+		m.see("refresh denied")
+		a.refused = true
+		return
+	}
+	m.count(s, p)
+	a.pc, a.result = aInside, class
+	m.judge(s, class)
+}
+
+// count counts the login of an attempt, or the refresh instead of it: R6.
+func (m *model) count(s *state, p int) {
+	pr := &s.procs[p]
+	a := &pr.att
+	s.tally.logins++
+	if c := &pr.callers[a.starter]; !a.refresh {
+		if c.runs > 0 {
+			c.after++
+		} else {
+			c.before++
+		}
+		if c.before > 1 || c.after > 1 {
+			m.fail("R6: logins of one Do: %d before its first run, %d after", c.before, c.after)
+		}
+	}
+}
+
+// judge compares the logins so far with their causes.
+func (m *model) judge(s *state, class entry.Class) {
 	t := &s.tally
 	switch class {
 	case entry.Denied:
@@ -862,11 +1034,11 @@ func (m *model) login(s *state, p int, class entry.Class) {
 	default:
 	}
 	entries := 1 + t.lostEntry + t.forgiven // each counts on its own
-	if int(t.denied+t.unknown) > m.budget*int(entries) {
+	if int(t.denied+t.unknown) > m.budget*int(entries+t.proved) {
 		m.fail("P5: %d logins with a budget of %d, %+v", t.denied+t.unknown, m.budget, *t)
 	}
 	if class == entry.Denied {
-		if t.denied > entries+t.dead+t.lost {
+		if t.denied > entries+t.puts+t.dead+t.lost {
 			m.fail("P5: %d denied logins, %+v", t.denied, *t)
 		}
 	}
@@ -923,9 +1095,7 @@ func (m *model) close(s *state, p int, seen int32) {
 		}
 		m.closed(s, p)
 	default:
-		if displaced.Gen != 0 {
-			a.displ = displaced.Record[0]
-		}
+		a.displ = stored(entry.Entry{Session: displaced})
 		a.old, a.new, a.pc = seen, m.stamped(s, p, next), aCommit
 	}
 }
@@ -936,9 +1106,10 @@ func (m *model) closed(s *state, p int) {
 	a.pc, a.back = aUnlock, aIdle
 	switch a.result {
 	case entry.None:
-		if a.displ != 0 && !m.keepDispl {
+		m.hand(s, a.displ)
+		if a.displ.gen != 0 && !m.keepDispl && !a.carried {
 			m.see("displaced")
-			s.procs[p].ending |= 1 << a.displ
+			s.procs[p].ending |= 1 << a.displ.tok
 		}
 		m.adopt(s, p, a.got)
 	case entry.NotSent:
@@ -970,11 +1141,16 @@ func (m *model) stale(s *state, p int, e entry.Entry) {
 		m.again(s, p)
 		return
 	}
-	if a.result == entry.None {
+	switch {
+	case a.result != entry.None:
+	case a.carried:
+		m.see("refreshed in vain")
+		s.vain |= 1 << a.got.tok
+	default:
 		a.orphan = a.got.tok
 	}
-	if a.kept != 0 {
-		pr.ending |= 1 << a.kept
+	if a.kept.gen != 0 && !a.carried {
+		pr.ending |= 1 << a.kept.tok
 	}
 	a.pc, a.back = aUnlock, aIdle
 	switch {
@@ -1021,7 +1197,13 @@ func (m *model) deliver(s *state, p int, got sess, notElected bool) {
 			m.take(s, p, c, got)
 		case notElected && (a.refresh || uint8(c) != a.starter):
 			cl.pc = cStart
+		case a.refresh && cl.rejected.gen < a.after.gen && !m.failTogether:
+			m.see("served though the refresh failed")
+			cl.pc = cStart
 		default:
+			if a.refresh && m.entries[s.store].Usable(uint64(cl.rejected.gen), s.time()) {
+				m.fail("R7: a caller fails with a refresh ahead, and could be served")
+			}
 			cl.pc, cl.failed = cDone, true
 		}
 	}
@@ -1062,7 +1244,7 @@ func (m *model) reject(s *state, p, c int, got sess) {
 	if pr.near.gen <= pr.floor {
 		pr.near = sess{}
 	}
-	cl.rejected, cl.held = got, sess{}
+	cl.rejected, cl.held, cl.names = got, sess{}, got.gen
 	cl.pc, cl.old = cSwap, -1
 }
 
@@ -1076,6 +1258,17 @@ func (m *model) caller(s *state, p, c int, lost bool) {
 		m.run(s, p, c)
 	case m.procs[p][c] == leaver || m.procs[p][c] == forgiver:
 		cl.pc, cl.old = cSwap, -1
+	case m.procs[p][c] == putter:
+		s.tokens++
+		if m.up == single {
+			s.live = 0
+		}
+		s.live |= 1 << s.tokens
+		cl.pc, cl.old, cl.own = cSwap, -1, s.tokens
+	case m.procs[p][c] == toucher || m.procs[p][c] == retirer:
+		if cl.names = pr.near.gen; cl.names != 0 {
+			cl.pc, cl.old = cSwap, -1
+		}
 	case m.procs[p][c] == refresher:
 		if pr.near.gen != 0 && pr.att.pc == aIdle {
 			s.tally.refreshes++
@@ -1135,11 +1328,10 @@ func (m *model) callerSwap(s *state, p, c int, lost bool) {
 			e.Session = entry.Session{}
 			old, cl.new = s.store, m.stamped(s, p, e)
 		}
-		ok := m.swap(s, old, cl.new, m.procs[p][c], cl.rejected.gen)
+		ok := m.swap(s, old, cl.new, m.procs[p][c], cl.names)
 		switch {
 		case lost:
-			cl.old = -1
-			cl.removed |= 1 << cl.held.tok
+			cl.unanswered(s)
 		case ok:
 			m.swapped(s, p, c)
 		default:
@@ -1148,6 +1340,13 @@ func (m *model) callerSwap(s *state, p, c int, lost bool) {
 		return
 	}
 	m.callerLoad(s, p, c)
+}
+
+// unanswered notes what a swap may have removed, and begins anew.
+func (cl *caller) unanswered(s *state) {
+	cl.old = -1
+	cl.removed |= 1 << cl.held.tok
+	cl.gone |= s.bit(cl.held.gen)
 }
 
 func (m *model) callerLoad(s *state, p, c int) {
@@ -1160,15 +1359,30 @@ func (m *model) callerLoad(s *state, p, c int) {
 		var removed entry.Session
 		next, removed = m.clear(e, s.time())
 		s.now++
-		cl.held = sess{}
-		if removed.Gen != 0 {
-			cl.held = sess{uint16(removed.Gen), removed.Record[0]}
+		cl.held = stored(entry.Entry{Session: removed})
+	case putter:
+		var displaced entry.Session
+		gen := m.number(e, s.time())
+		next, displaced = m.put(m.rules, e, gen, m.success(*s, cl.own).Session, s.time())
+		s.now++
+		cl.held = stored(entry.Entry{Session: displaced})
+	case toucher:
+		next = m.touch(e, uint64(cl.names), time.Duration(m.life)*time.Microsecond, time.Microsecond, s.time())
+		if next.Usable(0, s.time()) && !e.Usable(0, s.time()) {
+			m.fail("P2: session %d revived by Touch", cl.names)
+		}
+	case retirer:
+		var removed entry.Session
+		next, removed = m.retire(e, uint64(cl.names), s.time())
+		cl.held = stored(entry.Entry{Session: removed})
+		if next.Session != e.Session && e.Refreshable(0, s.time()) {
+			m.fail("P2: session %d retired while it can be used or refreshed", cl.names)
 		}
 	case forgiver:
 		next = entry.Unsuppress(e)
 	default:
 		next = m.invalidate(m.rules, e, uint64(cl.rejected.gen), s.time())
-		if next.Session.Gen == uint64(cl.rejected.gen) && next.Session.Gen != 0 {
+		if next.Session.Gen == uint64(cl.rejected.gen) && next.Session.Gen != 0 && next.Session.Expires != 0 {
 			m.fail("P2: generation %d is stored after Invalidate", next.Session.Gen)
 		}
 	}
@@ -1184,12 +1398,19 @@ func (m *model) swapped(s *state, p, c int) {
 	pr := &s.procs[p]
 	cl := &pr.callers[c]
 	cl.old, cl.new = 0, 0
-	switch {
-	case m.procs[p][c] == leaver:
-		pr.ending |= (cl.removed | 1<<cl.held.tok) &^ 1
-		pr.near, cl.held, cl.removed = sess{}, sess{}, 0
-		cl.pc = cDone
-	case m.procs[p][c] == forgiver:
+	switch by := m.procs[p][c]; {
+	case by == leaver || by == putter || by == retirer:
+		m.hand(s, cl.held)
+		s.maybe |= cl.gone
+		pr.ending |= (cl.removed | 1<<cl.held.tok) &^ (1 | 1<<cl.own)
+		switch {
+		case by == leaver:
+			pr.near = sess{}
+		case by == retirer && cl.held.gen != 0:
+			m.see("retired")
+		}
+		*cl = caller{pc: cDone}
+	case by == forgiver || by == toucher:
 		cl.pc = cDone
 	case cl.runs >= 2:
 		cl.pc, cl.failed = cDone, true
@@ -1227,6 +1448,16 @@ func (m *model) atRest(s *state) {
 			m.fail("process %d waits for its own lock", p)
 		}
 	}
+	e := m.entries[s.store]
+	if !e.Usable(0, s.time()) {
+		return
+	}
+	if s.rejected&s.bit(uint16(e.Session.Gen)) != 0 && !m.clockBack {
+		m.fail("P2: session %d is usable after it was rejected", e.Session.Gen)
+	}
+	if e.Look(0, s.time()) != entry.Found {
+		m.fail("R7: session %d is not served", e.Session.Gen)
+	}
 }
 
 // settle runs on without faults, every actor in turn, and lets time pass after
@@ -1254,7 +1485,7 @@ func (m *model) settle(s state) {
 // turn lets every actor make one step.
 func (m *model) turn(s *state) {
 	m.normal(s, func(st step, f func(*state)) {
-		if m.bad != "" || st.what == sTick || st.what == sRenew {
+		if m.bad != "" || st.what == sTick || st.what == sRenew || st.what == sEvict {
 			return
 		}
 		was := *s
@@ -1275,7 +1506,9 @@ func (m *model) done(s *state) bool {
 			return false
 		}
 		for c, k := range m.procs[p] {
-			if k != idler && k != refresher && s.procs[p].callers[c].pc != cDone {
+			pc := s.procs[p].callers[c].pc
+			needless := k == idler || k == refresher || pc == cStart && (k == toucher || k == retirer)
+			if !needless && pc != cDone {
 				return false
 			}
 		}
@@ -1283,21 +1516,25 @@ func (m *model) done(s *state) bool {
 	return true
 }
 
-// noLeak: without a crash or a lost entry every token that lives is stored.
+// noLeak: without a crash or a lost entry every token that lives is stored, and
+// every session that left the entry alive is somebody's.
 func (m *model) noLeak(s *state) {
 	if s.used[crash]+s.used[flush]+s.used[failover] > 0 {
 		return
 	}
-	leaked := s.live
+	leaked := s.live &^ s.vain
 	if tok := stored(m.entries[s.store]).tok; tok != 0 {
 		leaked &^= 1 << tok
 	}
 	if leaked != 0 {
 		m.fail("leak: tokens %b live and nobody knows of them", leaked)
 	}
+	if left := s.left &^ (s.handed | s.maybe); left != 0 {
+		m.fail("R5: sessions %b left the entry and nobody was given them", left)
+	}
 }
 
-var stepNames = [...]string{"attempt", "renews", "caller", "logs a token out", "tick", "late request"}
+var stepNames = [...]string{"attempt", "renews", "caller", "logs a token out", "tick", "late request", "forgets its near copy"}
 
 func (m *model) name(st step, s *state) string {
 	pcs := [...]string{"idle", "load", "lock", "begin", "login", "inside", "commit", "unlock"}
@@ -1454,7 +1691,7 @@ func TestModelHolds(t *testing.T) {
 		"joiners":          {procs: procs{{doer, doer}, {doer, doer}}, warm: true, ticks: 1},
 		"heartbeats":       {procs: procs{{doer}, {doer}, {leaver}}, heartbeats: true, ticks: 1},
 		"logout":           {procs: procs{{doer}, {doer}, {leaver}}, warm: true, ticks: 1},
-		"refresh":          {procs: procs{{doer, refresher}, {doer, refresher}}, warm: true, ticks: 1},
+		"refresh":          {procs: procs{{doer, refresher}, {doer, refresher}}, warm: true, evicts: true, ticks: 1},
 		"expiry":           {procs: procs{{doer}, {doer}}, warm: true, life: 2*tickLen - 10, ticks: 3, budget: 2},
 		"clock set back":   {procs: procs{{doer, doer}, {doer}}, ticks: 1, clockBack: true},
 		"single session":   {procs: procs{{doer, doer}, {doer}}, up: single, ticks: 1},
@@ -1463,6 +1700,16 @@ func TestModelHolds(t *testing.T) {
 		"denied, forgiven": {procs: procs{{doer}, {doer}, {forgiver}}, up: denying, ticks: 1},
 		"sessions refused": {procs: procs{{doer, doer}, {doer}}, up: hostile, ticks: 2},
 		"one dead token":   {procs: procs{{doer, doer}, {doer}}, up: stuck, ticks: 2},
+		"put":              {procs: procs{{doer}, {doer}, {putter}}, ticks: 1},
+		"put, clock back":  {procs: procs{{doer}, {doer}, {putter}}, ticks: 1, clockBack: true},
+		"put twice":        {procs: procs{{doer, putter}, {doer, putter}, {leaver}}, warm: true, ticks: 1},
+		"put, denied":      {procs: procs{{doer, doer}, {doer}, {putter}}, up: denying, ticks: 2},
+		"touch":            {procs: procs{{doer, toucher}, {doer, toucher}, {putter}}, warm: true, life: 2*tickLen - 10, ticks: 3},
+		"scopes":           {procs: procs{{doer, retirer}, {doer, retirer}, {toucher}}, warm: true, life: 2*tickLen - 10, ticks: 3},
+		"refresh material": {procs: procs{{doer, refresher}, {doer, refresher}}, warm: true, evicts: true, refresh: longLife, ticks: 1},
+		"refresh, expired": {procs: procs{{doer, retirer}, {doer, retirer}}, warm: true, life: 2*tickLen - 10, refresh: 3*tickLen - 10, ticks: 3},
+		"refresh, put":     {procs: procs{{doer, refresher}, {doer, putter}, {leaver}}, warm: true, refresh: longLife, ticks: 1},
+		"refresh, spoiled": {procs: procs{{doer, doer}, {doer}}, up: spoiled, refresh: longLife, ticks: 2},
 	}
 	start := time.Now()
 	seen := map[string]int{}
@@ -1476,7 +1723,7 @@ func TestModelHolds(t *testing.T) {
 			for _, bounds := range []struct {
 				total  uint8
 				states int
-			}{{1, 100_000}, {2, 60_000}} {
+			}{{1, 50_000}, {2, 30_000}} {
 				sc.total = bounds.total
 				m := newModel(sc, weak{})
 				f := m.explore(bound(bounds.states), 16)
@@ -1486,7 +1733,7 @@ func TestModelHolds(t *testing.T) {
 			}
 			sc.total = 4
 			m := newModel(sc, weak{})
-			f := m.walk(bound(2_500), 1)
+			f := m.walk(bound(1_500), 1)
 			require.Empty(t, f.violation, "%s", m.story(f))
 			steps += f.states
 			for turn, n := range m.seen {

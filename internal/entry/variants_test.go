@@ -232,7 +232,7 @@ func TestModelFindsC11FailureThatRestoresTheSession(t *testing.T) {
 			},
 			commit: func(r entry.Rules, e entry.Entry, gen uint64, n entry.Nonce, res entry.Result, now entry.Time) (entry.Entry, entry.Session, entry.Verdict) {
 				next, displaced, v := r.Commit(e, gen, n, res, now)
-				if h := e.Open.Holder; v == entry.Stored && res.Class != entry.None && h != "" {
+				if h := e.Open.Holder; v == entry.Stored && res.Class != entry.None && h != "" && next.Session.Gen == 0 {
 					next.Session = entry.Session{Gen: uint64(h[0]), Record: h[1:], Expires: now.Add(time.Second)}
 				}
 				return next, displaced, v
@@ -393,4 +393,241 @@ func TestModelFindsSessionThatProvesItselfForEver(t *testing.T) {
 			return r.Begin(e, a, now)
 		}},
 	)
+}
+
+// Rejected sessions that may be refreshed.
+
+// keepsRefreshable says of a rejected session only that it may be refreshed.
+func keepsRefreshable(r entry.Rules, e entry.Entry, gen uint64, now entry.Time) entry.Entry {
+	next := r.Invalidate(e, gen, now)
+	if next.Session.Gen == gen {
+		next.Session.Expires = e.Session.Expires
+	}
+	return next
+}
+
+func TestModelFindsRejectedSessionThatStaysUsable(t *testing.T) {
+	find(
+		t, "is stored after Invalidate",
+		scenario{procs: procs{{doer}, {doer}}, warm: true, refresh: longLife, faults: counts{revoke: 1}},
+		weak{invalidate: keepsRefreshable},
+	)
+}
+
+func TestModelFindsRefreshesThatNeverEndInALogin(t *testing.T) {
+	find(
+		t, "refresh of session",
+		scenario{procs: procs{{doer}, {doer}}, up: spoiled, refresh: longLife, ticks: 1, faults: counts{revoke: 1}},
+		weak{invalidate: func(r entry.Rules, e entry.Entry, gen uint64, now entry.Time) entry.Entry {
+			next := r.Invalidate(e, gen, now)
+			if was := e.Session; next.Session.Gen == 0 && was.Gen == gen && now < was.Refresh {
+				next.Session = was
+				next.Session.Expires = 0
+			}
+			return next
+		}},
+	)
+}
+
+// What was rejected is nobody's to log out, whichever rule takes it away.
+func TestModelFindsRejectedSessionHandedOut(t *testing.T) {
+	alive := func(f func(entry.Entry) (entry.Entry, entry.Session), e entry.Entry) (entry.Entry, entry.Session) {
+		next, gone := f(e)
+		if next.Session.Gen != e.Session.Gen {
+			gone = e.Session
+		}
+		return next, gone
+	}
+	const want = "was rejected and is handed out"
+	sc := scenario{warm: true, refresh: longLife, faults: counts{revoke: 1}}
+	t.Run("commit", func(t *testing.T) {
+		sc := sc
+		sc.procs = procs{{doer}, {doer}}
+		find(t, want, sc, weak{commit: func(r entry.Rules, e entry.Entry, gen uint64, n entry.Nonce, res entry.Result, now entry.Time) (entry.Entry, entry.Session, entry.Verdict) {
+			next, displaced, v := r.Commit(e, gen, n, res, now)
+			if next.Session.Gen != e.Session.Gen {
+				displaced = e.Session
+			}
+			return next, displaced, v
+		}})
+	})
+	t.Run("put", func(t *testing.T) {
+		sc := sc
+		sc.procs = procs{{doer}, {putter}}
+		find(t, want, sc, weak{put: func(r entry.Rules, e entry.Entry, gen uint64, ses entry.Session, now entry.Time) (entry.Entry, entry.Session) {
+			return alive(func(e entry.Entry) (entry.Entry, entry.Session) { return r.Put(e, gen, ses, now) }, e)
+		}})
+	})
+	t.Run("clear", func(t *testing.T) {
+		sc := sc
+		sc.procs = procs{{doer}, {leaver}}
+		find(t, want, sc, weak{clear: func(e entry.Entry, now entry.Time) (entry.Entry, entry.Session) {
+			return alive(func(e entry.Entry) (entry.Entry, entry.Session) { return entry.Clear(e, now) }, e)
+		}})
+	})
+	t.Run("retire", func(t *testing.T) {
+		sc := sc
+		sc.procs, sc.refresh, sc.ticks = procs{{doer}, {retirer}}, tickLen+tickLen/2, 1
+		find(t, want, sc, weak{retire: func(e entry.Entry, gen uint64, now entry.Time) (entry.Entry, entry.Session) {
+			return alive(func(e entry.Entry) (entry.Entry, entry.Session) { return entry.Retire(e, gen, now) }, e)
+		}})
+	})
+}
+
+// Touch and Retire
+
+// revives touches by the number alone.
+func revives(e entry.Entry, gen uint64, ttl, least time.Duration, now entry.Time) entry.Entry {
+	if gen != 0 && e.Session.Gen == gen {
+		e.Session.Expires = max(e.Session.Expires, now.Add(ttl))
+	}
+	return e
+}
+
+func TestModelFindsTouchThatRevivesAnExpiredSession(t *testing.T) {
+	find(
+		t, "revived by Touch",
+		scenario{procs: procs{{doer, toucher}}, warm: true, life: 2*tickLen - 10, ticks: 1},
+		weak{touch: revives},
+	)
+}
+
+func TestModelFindsTouchThatRevivesARejectedSession(t *testing.T) {
+	find(
+		t, "revived by Touch",
+		scenario{procs: procs{{doer}, {toucher}}, warm: true, refresh: longLife, faults: counts{revoke: 1}},
+		weak{touch: revives},
+	)
+}
+
+func TestModelFindsRetireOfASessionInUse(t *testing.T) {
+	weaker := func(open func(entry.Entry, entry.Time) entry.Entry) weak {
+		return weak{retire: func(e entry.Entry, gen uint64, now entry.Time) (entry.Entry, entry.Session) {
+			if gen == 0 || e.Session.Gen != gen {
+				return e, entry.Session{}
+			}
+			return entry.Retire(open(e, now), gen, now)
+		}}
+	}
+	const want = "retired while it can be used or refreshed"
+	t.Run("usable", func(t *testing.T) {
+		find(t, want, scenario{procs: procs{{doer, retirer}}, warm: true}, weaker(func(e entry.Entry, now entry.Time) entry.Entry {
+			e.Session.Expires = min(e.Session.Expires, now)
+			return e
+		}))
+	})
+	t.Run("refreshable", func(t *testing.T) {
+		sc := scenario{procs: procs{{doer, retirer}}, warm: true, life: 2*tickLen - 10, refresh: longLife, ticks: 1}
+		find(t, want, sc, weaker(func(e entry.Entry, now entry.Time) entry.Entry {
+			e.Session.Refresh = 0
+			return e
+		}))
+	})
+}
+
+func TestModelFindsRetiredSessionThatStaysThere(t *testing.T) {
+	find(
+		t, "is handed out though it did not leave",
+		scenario{procs: procs{{doer, retirer}}, warm: true, life: 2*tickLen - 10, ticks: 1},
+		weak{retire: func(e entry.Entry, gen uint64, now entry.Time) (entry.Entry, entry.Session) {
+			_, removed := entry.Retire(e, gen, now)
+			return e, removed
+		}},
+	)
+}
+
+// A scope that ends what it used also when the entry has it no more.
+func TestModelFindsRetiredSessionHandedToTwo(t *testing.T) {
+	find(
+		t, "is handed to two",
+		scenario{procs: procs{{retirer}, {retirer}}, warm: true, life: 2*tickLen - 10, ticks: 1},
+		weak{retire: func(e entry.Entry, gen uint64, now entry.Time) (entry.Entry, entry.Session) {
+			next, removed := entry.Retire(e, gen, now)
+			if e.Session.Gen == 0 {
+				removed = entry.Session{Gen: gen, Record: "\x01", Expires: now}
+			}
+			return next, removed
+		}},
+	)
+}
+
+// Put
+
+func TestModelFindsPutThatLeavesTheAttemptOpen(t *testing.T) {
+	find(
+		t, "P2: generation",
+		scenario{procs: procs{{doer}, {putter}}},
+		weak{put: func(r entry.Rules, e entry.Entry, gen uint64, ses entry.Session, now entry.Time) (entry.Entry, entry.Session) {
+			next, displaced := r.Put(e, gen, ses, now)
+			next.Open = e.Open
+			return next, displaced
+		}},
+	)
+}
+
+func TestModelFindsPutUnderANumberThatWasIssued(t *testing.T) {
+	find(
+		t, "issued twice",
+		scenario{procs: procs{{doer}, {putter}}, warm: true},
+		weak{number: func(e entry.Entry, _ entry.Time) uint64 { return e.Gen }},
+	)
+}
+
+func TestModelFindsPutWhoseDisplacedSessionNobodyGets(t *testing.T) {
+	find(
+		t, "left the entry and nobody was given them",
+		scenario{procs: procs{{doer}, {putter}}, up: single, warm: true}, // else it is a leak first
+		weak{put: func(r entry.Rules, e entry.Entry, gen uint64, ses entry.Session, now entry.Time) (entry.Entry, entry.Session) {
+			next, _ := r.Put(e, gen, ses, now)
+			return next, entry.Session{}
+		}},
+	)
+}
+
+// A refresh ahead of time
+
+func TestModelFindsRefreshThatFailsItsJoiners(t *testing.T) {
+	find(
+		t, "R7: a caller fails",
+		scenario{procs: procs{{doer, refresher}}, warm: true, evicts: true, faults: counts{loginFails: 1}},
+		weak{failTogether: true},
+	)
+}
+
+// Unread
+
+// replacements plays an hour of two fleets that share a key and no keyring: each
+// finds only the other's session, every second, and may replace it. It returns
+// how many logins that costs.
+func replacements(begin func(entry.Rules, entry.Entry, entry.Ask, entry.Time) (entry.Entry, entry.Verdict)) (logins int) {
+	var e entry.Entry
+	for s := range 3600 {
+		now := now.Add(time.Duration(s) * time.Second)
+		n := nonce(byte(1 + s%2))
+		a := entry.Ask{Nonce: n, Lease: lease}
+		if e.Usable(0, now) {
+			if e.Done.Nonce == n {
+				continue // his own
+			}
+			a.After, a.Unread = e.Session.Gen, true
+		}
+		next, v := begin(rules, e, a, now)
+		if v != entry.Lead {
+			continue
+		}
+		logins++
+		e, _, _ = rules.Commit(next, next.Open.Gen, n, session(now), now)
+	}
+	return logins
+}
+
+func TestFleetsWithoutACommonKeyReplaceOneSessionPerWindow(t *testing.T) {
+	const expiries, windows = int(time.Hour / life), int(time.Hour / window)
+	require.LessOrEqual(t, replacements(entry.Rules.Begin), 1+expiries+windows)
+	never := func(r entry.Rules, e entry.Entry, a entry.Ask, now entry.Time) (entry.Entry, entry.Verdict) {
+		next, v := r.Begin(e, a, now)
+		next.Unread = 0
+		return next, v
+	}
+	require.Greater(t, replacements(never), 3000, "each replaces the other's for ever")
 }

@@ -178,6 +178,10 @@ func (h *Hub) run(ctx context.Context) {
 		if errors.Is(err, errRefused) {
 			batch = 1
 		}
+		// The node may have been replaced, and who only listens learns of it from nobody else.
+		if cluster, ok := h.rdb.(*redis.ClusterClient); ok {
+			cluster.ReloadState(ctx)
+		}
 		if time.Since(began) >= maxPause {
 			failures = 0
 		}

@@ -3,13 +3,23 @@
 //
 // The binding is why a value that was copied from another key, restored from
 // another generation, or answered to the wrong request by a confused client
-// library is never taken for a session: Decode compares all of it. In the plain
-// form it stands in clear before the content; a sealed form (another alg)
-// would authenticate it instead and encrypt the content.
+// library is never taken for a session: Decode compares all of it.
 //
-//	"SL" | version 1 | alg 1 | binding | content
+//	plain   "SL" | version 1 | alg 1 | binding | content
+//	sealed  "SL" | version 1 | alg 1 | length 1, key id | salt 32 | nonce 12 | ciphertext | tag 16
+//
 //	binding  namespace, upstream, key, each with its length | generation 8
-//	content  expiry 8 | token | number of values 1 | name, value, …
+//	content  expiry 8 | refresh 8 | token | number of values 1 | name, value, …
+//
+// The plain form shows everything and authenticates nothing: it keeps mistakes
+// out, not people. In the sealed form the content is encrypted by AES-256-GCM
+// under a key of its own, HKDF-SHA256 of a master key and the salt. Its
+// associated data are all bytes before the nonce and the binding, which is not
+// in the record: a reader has to know it. What shows is which master key, that
+// there is a session, and how long its content is.
+//
+// The salt is fresh per record because random nonces under one key want it
+// replaced after 2³² records, which a busy fleet reaches in weeks.
 package record
 
 import (
@@ -19,13 +29,15 @@ import (
 )
 
 const (
-	magic    = "SL"
-	version  = 1
-	algPlain = 0
+	magic     = "SL"
+	version   = 1
+	algPlain  = 0
+	algSealed = 1
 )
 
 // ErrUnreadable is returned by Decode for bytes that Encode did not write for
-// the same Binding.
+// the same Binding with the same key, and, given Keys, for any plain record:
+// whoever can write to the store could write one.
 var ErrUnreadable = errors.New("record: unreadable or written for another place")
 
 // Binding says where a record belongs.
@@ -34,18 +46,53 @@ type Binding struct {
 	Gen                      uint64
 }
 
-// Content is what a record carries. Expiry is in microseconds of the store's
-// time, 0 when the upstream gave none.
+// Content is what a record carries. Expiry and Refresh are in microseconds of the
+// store's time, 0 when the upstream gave none.
 type Content struct {
-	Expiry int64
-	Token  string
-	Values map[string]string // at most 255
+	Expiry, Refresh int64
+	Token           string
+	Values          map[string]string // at most 255
 }
 
-// Encode returns the record of c for b.
-func Encode(b Binding, c Content) string {
-	out := header(b)
-	out = binary.BigEndian.AppendUint64(out, uint64(c.Expiry))
+// Encode returns the record of c for b: sealed by the key of keys that seals, or
+// plain when keys is nil. A sealed record is at most MaxOverhead bytes longer
+// than the content, and never the same twice.
+func Encode(b Binding, c Content, keys *Keys) string {
+	if keys != nil {
+		return string(keys.seal(b, appendContent(nil, c)))
+	}
+	return string(appendContent(appendBinding(preamble(algPlain), b), c))
+}
+
+// Decode returns the content of a record that Encode wrote for b: with one of
+// keys, or plain when keys is nil. Otherwise the content is zero and the error
+// is ErrUnreadable, or matches ErrUnknownKey.
+func Decode(b Binding, rec string, keys *Keys) (Content, error) {
+	if e, ok := parseEnvelope(rec); ok {
+		plain, err := keys.open(b, e)
+		if err != nil {
+			return Content{}, err
+		}
+		return readContent(plain)
+	}
+	want := string(appendBinding(preamble(algPlain), b))
+	if keys != nil || len(rec) < len(want) || rec[:len(want)] != want {
+		return Content{}, ErrUnreadable
+	}
+	return readContent(rec[len(want):])
+}
+
+func preamble(alg byte) []byte { return append([]byte(magic), version, alg) }
+
+func appendBinding(out []byte, b Binding) []byte {
+	for _, part := range []string{b.Namespace, b.Upstream, b.Key} {
+		out = appendString(out, part)
+	}
+	return binary.BigEndian.AppendUint64(out, b.Gen)
+}
+
+func appendContent(out []byte, c Content) []byte {
+	out = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(out, uint64(c.Expiry)), uint64(c.Refresh))
 	out = appendString(out, c.Token)
 	names := make([]string, 0, len(c.Values))
 	for name := range c.Values {
@@ -56,17 +103,13 @@ func Encode(b Binding, c Content) string {
 	for _, name := range names {
 		out = appendString(appendString(out, name), c.Values[name])
 	}
-	return string(out)
+	return out
 }
 
-// Decode returns the content of a record that was written for b.
-func Decode(b Binding, rec string) (Content, error) {
-	want := string(header(b))
-	if len(rec) < len(want) || rec[:len(want)] != want {
-		return Content{}, ErrUnreadable
-	}
-	r := reader{rest: rec[len(want):]}
-	c := Content{Expiry: int64(r.uint64()), Token: r.string()}
+// readContent is strict: it takes only what appendContent writes.
+func readContent(s string) (Content, error) {
+	r := reader{rest: s}
+	c := Content{Expiry: int64(r.uint64()), Refresh: int64(r.uint64()), Token: r.string()}
 	n, last := int(r.byte()), ""
 	for i := 0; i < n && !r.bad; i++ {
 		if c.Values == nil {
@@ -74,7 +117,7 @@ func Decode(b Binding, rec string) (Content, error) {
 		}
 		name := r.string()
 		c.Values[name] = r.string()
-		if i > 0 && name <= last { // Encode sorts, and writes no name twice
+		if i > 0 && name <= last { // appendContent sorts, and writes no name twice
 			r.bad = true
 		}
 		last = name
@@ -83,14 +126,6 @@ func Decode(b Binding, rec string) (Content, error) {
 		return Content{}, ErrUnreadable
 	}
 	return c, nil
-}
-
-func header(b Binding) []byte {
-	out := append([]byte(magic), version, algPlain)
-	for _, part := range []string{b.Namespace, b.Upstream, b.Key} {
-		out = appendString(out, part)
-	}
-	return binary.BigEndian.AppendUint64(out, b.Gen)
 }
 
 func appendString(b []byte, s string) []byte {

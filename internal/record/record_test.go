@@ -3,6 +3,7 @@ package record_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -16,8 +17,22 @@ import (
 
 var (
 	here    = record.Binding{Namespace: "prod", Upstream: "https://api.acme.test", Key: "tenant-7", Gen: 42}
-	content = record.Content{Expiry: 1_700_000_000_000_000, Token: "t0k3n", Values: map[string]string{"refresh": "r", "csrf": ""}}
+	content = record.Content{Expiry: 1_700_000_000_000_000, Refresh: 1_700_086_400_000_000, Token: "t0k3n", Values: map[string]string{"refresh": "r", "csrf": ""}}
 )
+
+// master returns a master key with every byte another one.
+func master(seed byte) []byte {
+	key := make([]byte, record.KeySize)
+	for i := range key {
+		key[i] = seed + byte(i)
+	}
+	return key
+}
+
+var keys = record.NewKeys("2025-02", master(1)).With("2025-01", master(101))
+
+// forms are the two that a record can have.
+var forms = map[string]*record.Keys{"plain": nil, "sealed": keys}
 
 func TestRoundTrip(t *testing.T) {
 	many := map[string]string{}
@@ -25,36 +40,37 @@ func TestRoundTrip(t *testing.T) {
 		many[fmt.Sprint("name", i)] = strings.Repeat("v", i)
 	}
 	for name, c := range map[string]record.Content{
-		"zero":            {},
-		"all fields":      content,
-		"negative expiry": {Expiry: math.MinInt64, Token: "t"},
-		"largest expiry":  {Expiry: math.MaxInt64},
-		"any bytes":       {Token: "\x00\xff\r\n", Values: map[string]string{"": "\x00", "\xff": ""}},
-		"many values":     {Token: "t", Values: many},
-		"long token":      {Token: strings.Repeat("t", 16<<10)},
+		"zero":           {},
+		"all fields":     content,
+		"negative times": {Expiry: math.MinInt64, Refresh: -1, Token: "t"},
+		"largest times":  {Expiry: math.MaxInt64 - 1, Refresh: math.MaxInt64},
+		"any bytes":      {Token: "\x00\xff\r\n", Values: map[string]string{"": "\x00", "\xff": ""}},
+		"many values":    {Token: "t", Values: many},
+		"long token":     {Token: strings.Repeat("t", 16<<10)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := record.Decode(here, record.Encode(here, c))
-			require.NoError(t, err)
-			assert.Equal(t, c, got)
+			for form, keys := range forms {
+				got, err := record.Decode(here, record.Encode(here, c, keys), keys)
+				require.NoError(t, err, form)
+				assert.Equal(t, c, got, form)
+			}
 		})
 	}
 }
 
-// Two processes that encode one session must write one record.
-func TestEncodingIsDeterministic(t *testing.T) {
+// Two processes that encode one session in clear write one record.
+func TestPlainEncodingIsDeterministic(t *testing.T) {
 	values := map[string]string{}
 	for i := range 20 {
 		values[fmt.Sprint(i)] = "v"
 	}
-	first := record.Encode(here, record.Content{Token: "t", Values: values})
+	first := record.Encode(here, record.Content{Token: "t", Values: values}, nil)
 	for range 20 {
-		require.Equal(t, first, record.Encode(here, record.Content{Token: "t", Values: values}))
+		require.Equal(t, first, record.Encode(here, record.Content{Token: "t", Values: values}, nil))
 	}
 }
 
 func TestRecordIsReadOnlyWhereItBelongs(t *testing.T) {
-	rec := record.Encode(here, content)
 	for name, move := range map[string]func(b *record.Binding){
 		"another namespace":   func(b *record.Binding) { b.Namespace = "staging" },
 		"no namespace":        func(b *record.Binding) { b.Namespace = "" },
@@ -72,39 +88,45 @@ func TestRecordIsReadOnlyWhereItBelongs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			there := here
 			move(&there)
-			got, err := record.Decode(there, rec)
-			require.ErrorIs(t, err, record.ErrUnreadable)
-			assert.Zero(t, got)
+			for form, keys := range forms {
+				got, err := record.Decode(there, record.Encode(here, content, keys), keys)
+				require.ErrorIs(t, err, record.ErrUnreadable, form)
+				assert.Zero(t, got, form)
+			}
 		})
 	}
 }
 
 func TestTruncatedRecordIsUnreadable(t *testing.T) {
-	rec := record.Encode(here, content)
-	for n := range len(rec) {
-		got, err := record.Decode(here, rec[:n])
-		require.ErrorIsf(t, err, record.ErrUnreadable, "first %d of %d bytes", n, len(rec))
-		require.Zero(t, got)
+	for form, keys := range forms {
+		rec := record.Encode(here, content, keys)
+		for n := range len(rec) {
+			got, err := record.Decode(here, rec[:n], keys)
+			require.ErrorIsf(t, err, record.ErrUnreadable, "%s: first %d of %d bytes", form, n, len(rec))
+			require.Zero(t, got)
+		}
 	}
 }
 
 func TestTrailingBytesAreUnreadable(t *testing.T) {
-	rec := record.Encode(here, content)
-	for _, more := range []string{"\x00", "x", rec} {
-		_, err := record.Decode(here, rec+more)
-		require.ErrorIs(t, err, record.ErrUnreadable)
+	for form, keys := range forms {
+		rec := record.Encode(here, content, keys)
+		for _, more := range []string{"\x00", "x", rec} {
+			_, err := record.Decode(here, rec+more, keys)
+			require.ErrorIs(t, err, record.ErrUnreadable, form)
+		}
 	}
 }
 
 // The plain form authenticates nothing: a flipped bit in the content may read as
 // other content. One in the header never may.
-func TestFlippedBitInTheHeaderIsUnreadable(t *testing.T) {
-	rec := record.Encode(here, content)
+func TestFlippedBitInAPlainHeaderIsUnreadable(t *testing.T) {
+	rec := record.Encode(here, content, nil)
 	header := strings.Index(rec, here.Key) + len(here.Key) + 8 // the generation ends it
 	for bit := range 8 * len(rec) {
 		flipped := []byte(rec)
 		flipped[bit/8] ^= 1 << (bit % 8)
-		got, err := record.Decode(here, string(flipped))
+		got, err := record.Decode(here, string(flipped), nil)
 		if bit/8 < header {
 			require.ErrorIsf(t, err, record.ErrUnreadable, "bit %d of byte %d", bit%8, bit/8)
 		} else if err == nil {
@@ -114,63 +136,85 @@ func TestFlippedBitInTheHeaderIsUnreadable(t *testing.T) {
 }
 
 func TestForgedLengthIsUnreadable(t *testing.T) {
-	rec := record.Encode(here, content)
+	rec := record.Encode(here, content, nil)
 	at := strings.Index(rec, content.Token) - 4
 	for _, n := range []uint32{0, 4, 6, 1 << 20, math.MaxInt32, math.MaxInt32 + 1, math.MaxUint32} {
 		forged := []byte(rec)
 		binary.BigEndian.PutUint32(forged[at:], n)
-		_, err := record.Decode(here, string(forged))
+		_, err := record.Decode(here, string(forged), nil)
 		require.ErrorIsf(t, err, record.ErrUnreadable, "a token of %d bytes", n)
 	}
 }
 
 func TestUnknownVersionOrAlgorithmIsUnreadable(t *testing.T) {
-	rec := record.Encode(here, content)
-	for _, at := range []int{2, 3} {
-		for v := range 256 {
-			other := []byte(rec)
-			other[at] = byte(v)
-			_, err := record.Decode(here, string(other))
-			assert.Equalf(t, string(other) == rec, err == nil, "byte %d is %d", at, v)
+	for form, keys := range forms {
+		rec := record.Encode(here, content, keys)
+		for _, at := range []int{2, 3} {
+			for v := range 256 {
+				if other := []byte(rec); other[at] != byte(v) {
+					other[at] = byte(v)
+					got, err := record.Decode(here, string(other), keys)
+					require.ErrorIsf(t, err, record.ErrUnreadable, "%s: byte %d is %d", form, at, v)
+					require.Zero(t, got)
+				}
+			}
 		}
 	}
 }
 
 // A name that comes twice was not written by Encode.
 func TestRepeatedNameIsUnreadable(t *testing.T) {
-	rec := record.Encode(here, record.Content{Token: "t", Values: map[string]string{"a": "1", "b": "2"}})
+	rec := record.Encode(here, record.Content{Token: "t", Values: map[string]string{"a": "1", "b": "2"}}, nil)
 	forged := strings.Replace(rec, "\x00\x00\x00\x01b", "\x00\x00\x00\x01a", 1)
 	require.NotEqual(t, rec, forged)
-	_, err := record.Decode(here, forged)
+	_, err := record.Decode(here, forged, nil)
 	require.ErrorIs(t, err, record.ErrUnreadable)
 }
 
-// FuzzDecode: no bytes make Decode panic or read past them, and whatever it
-// accepts is what Encode writes.
+// FuzzDecode: no bytes make Decode panic or read past them. In clear it accepts
+// what Encode writes; sealed, nothing but what was sealed. More to start from is
+// in testdata/fuzz.
 func FuzzDecode(f *testing.F) {
-	rec := record.Encode(here, content)
+	rec := record.Encode(here, content, nil)
 	f.Add([]byte(rec))
-	f.Add([]byte(record.Encode(here, record.Content{})))
+	f.Add([]byte(record.Encode(here, record.Content{}, nil)))
 	f.Add([]byte(rec[:len(rec)/2]))
+	f.Add([]byte(golden))
 	f.Add([]byte(nil))
 	f.Add(bytes.Repeat([]byte{0xff}, 64))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for _, rec := range []string{string(data), headerOf(here) + string(data)} { // past the binding too
-			got, err := record.Decode(here, rec)
+			got, err := record.Decode(here, rec, nil)
 			if err != nil {
-				require.ErrorIs(t, err, record.ErrUnreadable)
-				require.Zero(t, got)
+				requireRefused(t, got, err)
 				continue
 			}
-			require.Equal(t, rec, record.Encode(here, got))
+			require.Equal(t, rec, record.Encode(here, got, nil))
+		}
+		for _, rec := range []string{string(data), golden[:goldenSealed] + string(data)} {
+			got, err := record.Decode(here, rec, keys)
+			if rec == golden {
+				require.NoError(t, err)
+				continue
+			}
+			requireRefused(t, got, err)
 		}
 	})
 }
 
-// headerOf returns what every record for b begins with.
+// requireRefused checks what Decode returns for a record it does not take.
+func requireRefused(t *testing.T, got record.Content, err error) {
+	t.Helper()
+	require.Zero(t, got)
+	if !errors.Is(err, record.ErrUnknownKey) {
+		require.ErrorIs(t, err, record.ErrUnreadable)
+	}
+}
+
+// headerOf returns what every plain record for b begins with.
 func headerOf(b record.Binding) string {
-	rec := record.Encode(b, record.Content{})
-	return rec[:len(rec)-8-4-1] // expiry, empty token, no values
+	rec := record.Encode(b, record.Content{}, nil)
+	return rec[:len(rec)-8-8-4-1] // two times, an empty token, no values
 }
 
 func FuzzEncodeDecode(f *testing.F) {
@@ -179,8 +223,8 @@ func FuzzEncodeDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, namespace, upstream, key string, gen uint64, expiry int64, token, name, value, other string) {
 		b := record.Binding{Namespace: namespace, Upstream: upstream, Key: key, Gen: gen}
 		c := record.Content{Expiry: expiry, Token: token, Values: map[string]string{name: value}}
-		rec := record.Encode(b, c)
-		got, err := record.Decode(b, rec)
+		rec := record.Encode(b, c, nil)
+		got, err := record.Decode(b, rec, nil)
 		require.NoError(t, err)
 		require.Equal(t, c, got)
 		for _, there := range []record.Binding{
@@ -194,7 +238,7 @@ func FuzzEncodeDecode(f *testing.F) {
 			if there == b {
 				continue
 			}
-			_, err := record.Decode(there, rec)
+			_, err := record.Decode(there, rec, nil)
 			require.ErrorIs(t, err, record.ErrUnreadable)
 		}
 	})

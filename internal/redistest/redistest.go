@@ -9,6 +9,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -35,6 +36,7 @@ const (
 // time, except Addr.
 type Server struct {
 	tb   testing.TB
+	kind kind
 	port string
 	dir  string
 	cmd  *exec.Cmd
@@ -42,21 +44,40 @@ type Server struct {
 	info int64 // commands this Server itself has sent since the process started
 }
 
+// kind is how a server differs from a plain one.
+type kind struct {
+	args func(s *Server) []string // the command line; nil: a plain server's
+	port func(tb testing.TB) string
+	tls  *tls.Config          // of its clients; nil: it speaks plain TCP
+	user func(*redis.Options) // who its clients are; nil: the default user
+}
+
 // Start starts a server that answers before Start returns and is killed when
 // the test ends. Without a redis-server in PATH it skips the test, or fails it
 // when SESSIONLOCK_REQUIRE_REDIS=1.
 func Start(tb testing.TB) *Server {
 	tb.Helper()
+	return start(tb, kind{})
+}
+
+func start(tb testing.TB, k kind) *Server {
+	tb.Helper()
+	if k.args == nil {
+		k.args = (*Server).plain
+	}
+	if k.port == nil {
+		k.port = freePort
+	}
 	if _, err := exec.LookPath(binary); err != nil {
 		missing(tb, err)
 	}
-	s := &Server{tb: tb, dir: tb.TempDir()}
+	s := &Server{tb: tb, kind: k, dir: tb.TempDir()}
 	tb.Cleanup(s.Stop)
 	// Between choosing a free port and the server's bind another process can
 	// take it, so a few ports are tried.
 	var err error
 	for range 5 {
-		s.port = freePort(tb)
+		s.port = k.port(tb)
 		if err = s.launch(); err == nil {
 			return s
 		}
@@ -86,12 +107,16 @@ func freePort(tb testing.TB) string {
 	return port
 }
 
+// plain is the command line of a server that keeps nothing on disk.
+func (s *Server) plain() []string {
+	return []string{"--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port", s.port, "--dir", s.dir}
+}
+
 // launch starts the process and waits until it answers. What answers must be
 // this very process: on a stolen port it may be another test's server.
 func (s *Server) launch() error {
 	s.info, s.out = 0, &output{}
-	s.cmd = exec.Command(binary, "--save", "", "--appendonly", "no", //nolint:noctx // ends by Stop
-		"--bind", "127.0.0.1", "--port", s.port, "--dir", s.dir)
+	s.cmd = exec.Command(binary, s.kind.args(s)...) //nolint:noctx // ends by Stop
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
 	if err := s.cmd.Start(); err != nil {
 		return err
@@ -113,11 +138,15 @@ func (s *Server) launch() error {
 // Addr returns host:port.
 func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", s.port) }
 
-// Client returns a client with go-redis' default options, changed by opts in
-// their order. It is closed when the test ends.
+// Client returns a client with go-redis' default options and what it takes to
+// get in, changed by opts in their order. It is closed when the test ends.
 func (s *Server) Client(opts ...func(*redis.Options)) *redis.Client {
 	s.tb.Helper()
-	return client(s.tb, &redis.Options{Addr: s.Addr()}, opts)
+	o := &redis.Options{Addr: s.Addr(), TLSConfig: s.kind.tls.Clone()}
+	if s.kind.user != nil {
+		s.kind.user(o)
+	}
+	return client(s.tb, o, opts)
 }
 
 // Stop kills the server as a crash would (SIGKILL) and waits until it is gone.
@@ -174,26 +203,42 @@ func (s *Server) Commands() int64 {
 	return n - own
 }
 
-// stat reads one number of INFO over a connection of its own, by hand: a client
-// library would add commands of its own to the count.
+// stat reads one number of INFO.
 func (s *Server) stat(section, field string) (int64, error) {
-	c, err := net.DialTimeout("tcp", s.Addr(), time.Second) //nolint:noctx // bounded
+	v, err := s.lookup("INFO "+section, field)
 	if err != nil {
 		return 0, err
 	}
+	s.info++
+	return strconv.ParseInt(v, 10, 64)
+}
+
+// lookup sends a command whose answer is lines of name:value, and returns one
+// value. It does so by hand over a connection of its own: a client library would
+// add commands of its own to the count, and not every kind of server takes them.
+func (s *Server) lookup(command, field string) (string, error) {
+	c, err := net.DialTimeout("tcp", s.Addr(), time.Second) //nolint:noctx // bounded
+	if err != nil {
+		return "", err
+	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(patience))
-	if _, err = fmt.Fprintf(c, "INFO %s\r\n", section); err != nil {
-		return 0, err
+	if s.kind.tls != nil {
+		c = tls.Client(c, s.kind.tls)
+	}
+	if _, err = fmt.Fprintf(c, "%s\r\n", command); err != nil {
+		return "", err
 	}
 	lines := bufio.NewScanner(c)
 	for lines.Scan() {
 		if v, ok := strings.CutPrefix(lines.Text(), field+":"); ok {
-			s.info++
-			return strconv.ParseInt(v, 10, 64)
+			return v, nil
+		}
+		if strings.HasPrefix(lines.Text(), "-") {
+			return "", fmt.Errorf("%s: %s", command, lines.Text())
 		}
 	}
-	return 0, fmt.Errorf("no %s in INFO %s: %w", field, section, lines.Err())
+	return "", fmt.Errorf("no %s in %s: %w", field, command, lines.Err())
 }
 
 // output keeps what the server printed, for the message of a failed start.

@@ -252,7 +252,8 @@ func (c *Client) Invalidate(ctx context.Context, s Session) error {
 // to [WithLogout], whose error is returned. A login under way stores nothing, and
 // the callers of its process get [ErrStale]. Copies near other processes end with
 // the wake-up, at the latest with the age of [WithNearCache]. A key without a
-// session is no error. Calls that come later log in again.
+// session is no error; a session sealed with a key that this process does not have
+// is removed and lives on upstream. Calls that come later log in again.
 func (c *Client) Logout(ctx context.Context, key string) error {
 	if err := errors.Join(checkContext(ctx), checkKey(key)); err != nil {
 		return err
@@ -737,12 +738,12 @@ func (c *Client) try(ctx context.Context, l *local, a *attempt) (Session, error)
 				c.emit(ctx, Event{Kind: EventUnreadable, KeyID: l.id, Generation: seen.entry.Session.Gen, Err: bad})
 			}
 			q.after = seen.entry.Session.Gen // unusable, or the rejected token again: as good as rejected
-			if q.unread = errors.Is(bad, record.ErrUnknownKey); q.unread {
+			if q.unread = sealedAway(seen.entry.Session, bad); q.unread {
 				sealed = &toldError{text: bad.Error(), err: bad, answered: true}
 			}
 			continue
 		case verdict == entry.Suppressed && q.shielded(seen.entry, c.store.now()):
-			return Session{}, c.failed(ctx, l, &outage{cause: sealed})
+			return Session{}, c.failed(ctx, l, &outage{cause: sealed, lasting: true})
 		case verdict == entry.Suppressed && a.ahead.gen != 0:
 			return Session{}, c.suppression(l, seen.entry)
 		case verdict == entry.Suppressed:
@@ -937,11 +938,17 @@ func (c *Client) overtaken(ctx context.Context, l *local, a *attempt, p place, a
 		seen = now
 	}
 	var stored Session
-	defer func() { c.endOrphan(own, stored) }()
+	unread := false
+	defer func() {
+		if !unread {
+			c.endOrphan(own, stored)
+		}
+	}()
 	for {
 		var bad error
 		e, now := seen.entry, c.store.now()
 		stored, bad = c.open(p, e.Session)
+		unread = sealedAway(e.Session, bad)
 		switch verdict := e.Look(after, now); {
 		case verdict == entry.Found && bad == nil && a.no.allows(stored):
 			return c.adopt(ctx, l, a, w, stored, seen), nil

@@ -31,8 +31,11 @@ import (
 //     last process began to seal with the new one: 24 hours, or as long as
 //     sessions can be refreshed.
 //
-// In this order no session is lost. In any other a process meets sessions that
-// it has no key for, and cannot use them.
+// In this order no session is lost. In any other, and when an id is used again for
+// another key, a process meets sessions that it has no key for. It cannot use
+// them; one of them is replaced by a login, per key and window of
+// [WithLoginBudget] in the whole fleet, and beyond that the process gets
+// [ErrUnavailable] until [Keyring.Also] gives it the key.
 //
 // What the store shows all the same: that there is a session, its generation,
 // its times and its size, and the ids of keys. Names in the store are hashed

@@ -378,6 +378,12 @@ func (c *Client) localTime(t int64) time.Time {
 	return c.store.clock.toLocal(entry.Time(t))
 }
 
+// sealedAway reports whether err, of open or read, leaves it open that others can
+// read stored: they may have the key that seals it.
+func sealedAway(stored entry.Session, err error) bool {
+	return err != nil && !errors.Is(err, ErrIncomplete) && record.IsSealed(stored.Record)
+}
+
 // completes asks WithComplete.
 func (c *Client) completes(s Session) error {
 	if c.complete == nil {
@@ -451,7 +457,8 @@ func loginClass(class entry.Class) LoginClass {
 }
 
 // Sessions that nobody will use (rule R5). None of these is called for a session
-// that was rejected, nor for one whose token the stored session has too.
+// that was rejected, nor for one whose token the stored session has too, or may
+// have, because it cannot be read.
 
 // endOrphan ends own, which was overtaken before it was stored.
 func (c *Client) endOrphan(own, stored Session) {
@@ -498,7 +505,8 @@ func (c *Client) endUnlessStored(p place, s Session, after time.Duration) {
 		if gen := s.Generation(); err != nil || (gen != 0 && gen <= c.peek(s.Key()).dead(p.entry)) {
 			return
 		}
-		if stored, bad := c.open(p, seen.entry.Session); bad != nil || !s.Token.equal(stored.Token) {
+		stored, bad := c.open(p, seen.entry.Session)
+		if !sealedAway(seen.entry.Session, bad) && (bad != nil || !s.Token.equal(stored.Token)) {
 			_ = c.logOut(ctx, s)
 		}
 	})

@@ -219,11 +219,11 @@ func logLevel(e Event) (slog.Level, bool) {
 	return slog.LevelWarn, true
 }
 
-// news reports whether e is worth a log line: of the calls that are refused while
-// the store is known to be dead, one in breakEvery is.
+// news reports whether e is worth a log line: of the calls that meet what is known
+// already, a dead store or a session without its key, one in breakEvery is.
 func (c *Client) news(e Event) bool {
 	var out *outage
-	if e.Kind != EventDegraded || !errors.As(e.Err, &out) || !out.refused {
+	if e.Kind != EventDegraded || !errors.As(e.Err, &out) || (!out.refused && !out.lasting) {
 		return true
 	}
 	now, last := time.Now().UnixNano(), c.told.Load()

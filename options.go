@@ -172,7 +172,10 @@ func WithKeySecret(secret []byte) Option {
 
 // WithKeyring seals what is stored, so that who can read the store cannot use the
 // sessions in it. The same keys in the whole fleet; see [Keyring] for how they
-// are changed. With it, a session that was stored in clear is as good as none.
+// are changed. With it, a session that was stored in clear is as good as none, and
+// a process without it can do nothing with a sealed one: to give a running fleet
+// its first keyring, give it a new [WithNamespace] with it, which costs a login
+// per key; else who has not got it yet meets [ErrUnavailable] until it has.
 // Default: sessions are stored in clear.
 func WithKeyring(k *Keyring) Option {
 	return func(c *config) { c.keyring = k; c.gave("WithKeyring", k) }

@@ -349,7 +349,7 @@ func TestCallOfAScopeCostsNoIO(t *testing.T) {
 		sp, u := &spy{}, &upstream{life: time.Hour}
 		c := newClient(t, u, spyCache{sp, new(sessionlock.MemoryCache)})
 		scopeOfBob(t, c, func(ctx context.Context, sc *sessionlock.Scope) {
-			synctest.Wait()
+			time.Sleep(time.Second) // for the look that follows a login
 			before := sp.count()
 			for range 10 {
 				assert.NoError(t, sc.Do(ctx, nothing))
@@ -746,36 +746,39 @@ func TestRejectionsInSetUpAndFuncAreTwoOfOneCall(t *testing.T) {
 	})
 }
 
+// meanwhile is a context that has something happen when it is asked for the nth time.
+type meanwhile struct {
+	context.Context //nolint:containedctx // it is one
+	n               atomic.Int32
+	happen          func()
+}
+
+func (m *meanwhile) Err() error {
+	if m.n.Add(-1) == 0 {
+		m.happen()
+	}
+	return m.Context.Err()
+}
+
 // A caller that still holds a session which another has replaced meanwhile does not
 // set it up: then the newer one would be set up twice, and this one for nothing.
 func TestReplacedSessionIsNotSetUpAgain(t *testing.T) {
-	for range 50 { // the order in which the callers come is the scheduler's
+	for at := range int32(2) { // before the session is found; before it is set up
 		synctest.Test(t, func(t *testing.T) {
-			u := &upstream{life: time.Hour, takes: time.Second}
+			u := &upstream{life: time.Hour}
 			c := newClient(t, u, new(sessionlock.MemoryCache))
-			var mu sync.Mutex
-			setUps := map[string]int{}
+			var log []string
 			scopeOfBob(t, c, func(ctx context.Context, sc *sessionlock.Scope) {
 				sc.SetUp(func(_ context.Context, s sessionlock.Session) error {
-					mu.Lock()
-					setUps[s.Token.Reveal()]++
-					first := setUps["bob/1"] == 1 && s.Token.Reveal() == "bob/1"
-					mu.Unlock()
-					if first {
-						time.Sleep(time.Second)
-						return sessionlock.Reject(errDead)
-					}
+					log = append(log, "set up "+s.Token.Reveal())
 					return nil
 				})
-				var wg sync.WaitGroup
-				for range 10 {
-					wg.Go(func() { assert.NoError(t, sc.Do(ctx, rejectOld("bob/1"))) })
-				}
-				wg.Wait()
-				assert.Equal(t, "bob/2", used(ctx, t, sc))
+				assert.NoError(t, sc.Do(ctx, nothing))
+				late := &meanwhile{Context: ctx, happen: func() { assert.NoError(t, sc.Do(ctx, rejectOld("bob/1"))) }}
+				late.n.Store(at + 1)
+				log = append(log, used(late, t, sc), used(ctx, t, sc))
 			})
-			assert.LessOrEqual(t, setUps["bob/1"], 2, "refused, and once more by who had it before that was known")
-			assert.Equal(t, 1, setUps["bob/2"])
+			assert.Equal(t, []string{"set up bob/1", "set up bob/2", "bob/2", "bob/2"}, log)
 			assert.Equal(t, 2, u.logins())
 		})
 	}
@@ -1895,18 +1898,75 @@ func TestPutEndsWhatItDisplacedOnce(t *testing.T) {
 }
 
 func TestPutDoesNotEndWhatWasRejected(t *testing.T) {
+	t.Run("and the store does not know", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			store, u := new(sessionlock.MemoryCache), &upstream{life: time.Hour}
+			var down atomic.Bool
+			c := newClient(t, u, brokenCache{store, &down})
+			s, err := c.Session(t.Context(), "bob")
+			require.NoError(t, err)
+			down.Store(true)
+			require.ErrorIs(t, c.Invalidate(t.Context(), s), sessionlock.ErrUnavailable)
+			down.Store(false)
+			put(t, c, "put")
+			everyGrace()
+			assert.Empty(t, u.ended())
+		})
+	})
+	t.Run("and is kept to be refreshed", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			store, u := new(sessionlock.MemoryCache), &upstream{}
+			u.script = func(_ context.Context, key string, n int) (sessionlock.Session, error) {
+				s := u.grant(key, n)
+				s.RefreshExpiry = time.Now().Add(time.Hour)
+				return s, nil
+			}
+			c := newClient(t, u, store)
+			s, err := c.Session(t.Context(), "bob")
+			require.NoError(t, err)
+			require.NoError(t, c.Invalidate(t.Context(), s))
+			put(t, newClient(t, u, store), "put")
+			everyGrace()
+			assert.Empty(t, u.ended())
+		})
+	})
+}
+
+// Whether it may be stored again cannot be asked.
+func TestDisplacedSessionIsLeftAloneWhenTheStoreIsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, u := new(sessionlock.MemoryCache), &upstream{life: time.Hour}
 		var down atomic.Bool
 		c := newClient(t, u, brokenCache{store, &down})
-		s, err := c.Session(t.Context(), "bob")
-		require.NoError(t, err)
-		down.Store(true)
-		require.ErrorIs(t, c.Invalidate(t.Context(), s), sessionlock.ErrUnavailable)
-		down.Store(false)
+		tokenOf(t, c, "bob")
 		put(t, c, "put")
+		down.Store(true)
 		everyGrace()
 		assert.Empty(t, u.ended())
+	})
+}
+
+func TestSessionIsLoggedOutOnceThoughOthersAreInBetween(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, u := new(sessionlock.MemoryCache), &upstream{life: time.Hour}
+		var down atomic.Bool
+		c := newClient(t, u, spyCache{&spy{before: func(_ context.Context, op, _ string) error {
+			if down.Load() && op == opSwap {
+				return errStoreDown
+			}
+			return nil
+		}}, store})
+		tokenOf(t, c, "bob")
+		down.Store(true)
+		_, err := c.Put(t.Context(), "bob", sessionlock.Session{Token: sessionlock.NewToken("put")})
+		assertUnavailable(t, err)
+		down.Store(false)
+		time.Sleep(time.Second)
+		put(t, c, "put")
+		time.Sleep(29*time.Second + 500*time.Millisecond)
+		require.NoError(t, c.Logout(t.Context(), "bob"))
+		everyGrace()
+		assert.Equal(t, []string{"bob/1", "put"}, u.ended())
 	})
 }
 
@@ -2104,27 +2164,29 @@ func TestPutDuringAnOutageCanBeRepeated(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var down atomic.Bool
 				sp, store, u := &spy{}, new(sessionlock.MemoryCache), &upstream{life: time.Hour}
-				fails := func(context.Context, string, string) error {
-					if down.Load() {
+				fails := func(_ context.Context, op, name string) error {
+					if down.Load() && op == opSwap && isEntry(name) {
 						return errStoreDown
 					}
 					return nil
 				}
-				c := newClient(t, u, spyCache{sp, store})
-				tokenOf(t, c, "bob")
 				if executed {
 					sp.after = fails
 				} else {
 					sp.before = fails
 				}
+				c := newClient(t, u, spyCache{sp, store})
+				tokenOf(t, c, "bob")
 				down.Store(true)
 				_, err := c.Put(t.Context(), "bob", sessionlock.Session{Token: sessionlock.NewToken("put")})
 				assertUnavailable(t, err)
 				down.Store(false)
 				everyGrace()
-				if stored(t, store) == "put" {
+				if executed {
+					assert.Equal(t, "put", stored(t, store))
 					assert.Equal(t, []string{"bob/1"}, u.ended())
 				} else {
+					assert.Equal(t, "bob/1", stored(t, store))
 					assert.Empty(t, u.ended(), "what is stored is not logged out")
 				}
 			})

@@ -407,6 +407,7 @@ var errTimeout = errors.New("no answer in time")
 type outage struct {
 	cause   error
 	refused bool // by the gate: the cause is what the store said last
+	lasting bool // nothing a next call would find otherwise
 }
 
 func (e *outage) Error() string {

@@ -327,6 +327,9 @@ func (r Rules) Commit(e Entry, gen uint64, n Nonce, res Result, now Time) (next 
 	}
 	s := e.settle(now)
 	s.Open, s.Done = Attempt{}, Closed{gen, n}
+	if (res.Class == NotSent || res.Class == Deferred) && e.Unread == e.Open.Since.Add(r.Window) {
+		s.Unread = 0 // by this attempt, which is none then
+	}
 	if res.Class == None {
 		displaced = s.Session.live()
 		s.giveBack()

@@ -395,7 +395,7 @@ func TestUnreadableSessionIsReplacedOncePerWindow(t *testing.T) {
 	}{
 		"replaced":             {replaced, true},
 		"nobody came back":     {open, true},
-		"the login failed":     {committed(t, open, ours, entry.Result{Class: entry.Deferred}, at), true},
+		"the login failed":     {committed(t, open, ours, entry.Result{Class: entry.Unknown}, at), true},
 		"replaced, rejected":   {invalidated, false},
 		"replaced, logged out": {cleared, false},
 		"put since":            {put, true},
@@ -1464,7 +1464,9 @@ func TestRulesKeepTheirWordOverAnyLifeOfAnEntry(t *testing.T) {
 			require.GreaterOrEqual(t, next.Gen, e.Gen, name)
 			require.GreaterOrEqual(t, next.Keep, e.Keep, name)
 			require.GreaterOrEqual(t, next.Keep, max(next.Session.Expires, next.Session.Refresh, next.Failure.Until, next.Unread, next.Open.Lease), name)
-			require.GreaterOrEqual(t, next.Unread, min(e.Unread, at), name)
+			if name != "commit" || next.Unread != 0 { // of a login that was never sent
+				require.GreaterOrEqual(t, next.Unread, min(e.Unread, at), name)
+			}
 			require.True(t, e.Born == 0 || next.Born == e.Born, name)
 			require.Equal(t, next.Session.Gen == 0, next.Session == entry.Session{}, name)
 

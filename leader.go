@@ -485,13 +485,7 @@ func (c *Client) endDisplaced(l *local, no rejection, p place, old entry.Session
 	if bad != nil || s.Token.equal(now.Token) || !no.allows(s) || old.Gen <= l.dead(p.entry) {
 		return
 	}
-	c.background(func(ctx context.Context) {
-		c.pass(grace)
-		seen, err := c.store.load(ctx, p.entry)
-		if stored, bad := c.read(p, seen.entry.Session); err == nil && (bad != nil || !s.Token.equal(stored.Token)) {
-			_ = c.logOut(ctx, s)
-		}
-	})
+	c.endUnlessStored(p, s, grace)
 }
 
 // endUnlessStored ends s after a while, unless the stored session has its token:
@@ -502,10 +496,10 @@ func (c *Client) endUnlessStored(p place, s Session, after time.Duration) {
 	c.background(func(ctx context.Context) {
 		c.pass(after)
 		seen, err := c.store.load(ctx, p.entry)
-		if gen := s.Generation(); err != nil || (gen != 0 && gen <= c.peek(s.Key()).dead(p.entry)) {
+		if gen := s.Generation(); err != nil || (gen != 0 && gen == c.peek(s.Key()).dead(p.entry)) {
 			return
 		}
-		stored, bad := c.open(p, seen.entry.Session)
+		stored, bad := c.read(p, seen.entry.Session)
 		if !sealedAway(seen.entry.Session, bad) && (bad != nil || !s.Token.equal(stored.Token)) {
 			_ = c.logOut(ctx, s)
 		}

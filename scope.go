@@ -56,7 +56,7 @@ type (
 // [WithLogout].
 //
 // A scope inside a scope of the same key, by the context that fn was given, is
-// the same scope, and only the outermost ends it.
+// the same scope: only the outermost ends it, and a SetUp replaces its.
 func (c *Client) Scope(ctx context.Context, key string, fn func(context.Context, *Scope) error) error {
 	if err := errors.Join(checkContext(ctx), checkKey(key)); err != nil {
 		return err
@@ -240,7 +240,7 @@ func (sc *Scope) end() {
 	c.spawn(func() {
 		select {
 		case sc.turn <- struct{}{}:
-		default:
+		default: // after what is free: select would choose at random
 			select {
 			case sc.turn <- struct{}{}:
 			case <-c.drain.Done():

@@ -400,8 +400,9 @@ var (
 	ErrInvalid = errors.New("sessionlock: invalid argument")
 	// ErrClosed: the client was closed.
 	ErrClosed = errors.New("sessionlock: client closed")
-	// ErrReentrant: Session or Do for a key from inside Login of the same key.
-	ErrReentrant = errors.New("sessionlock: called from inside the login of the same key")
+	// ErrReentrant: Session, Do or Scope for a key from inside Login of the same
+	// key, or of a scope inside its SetUp.
+	ErrReentrant = errors.New("sessionlock: called from inside what it would wait for")
 	// ErrDenied: the upstream evaluated the credentials and refused them.
 	ErrDenied = errors.New("sessionlock: login denied")
 	// ErrSuppressed: no login was sent, because logins for this key fail. A

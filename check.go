@@ -103,23 +103,17 @@ func (p *probe) broken(subject, finding, advice string) {
 	p.finds(subject, finding, advice, ErrUnavailable)
 }
 
-// probing makes one call, past the gate: Check is for those who want to know now.
-func probing[T any](ctx context.Context, c *Client, op func(context.Context) (T, error)) (T, error) {
-	v, err := within(ctx, c.opTimeout, op, nil)
-	if err == nil {
-		c.store.gate.passed(nil)
-		return v, nil
-	}
-	if errors.Is(err, ErrLocked) || errors.Is(err, ErrNotHeld) {
-		return v, err
-	}
-	return v, &outage{cause: err}
+// probing makes one call through an urged gate: Check is for those who want to
+// know now.
+func probing[T any](ctx context.Context, g *gate, op func(context.Context) (T, error)) (T, error) {
+	g.urge()
+	return bounded(ctx, g, op, nil)
 }
 
 // swap replaces the probe's value by another and reports whether that is stored.
 func (p *probe) swap(ctx context.Context) (bool, error) {
 	next := entry.NewNonce()
-	now, err := probing(ctx, p.c, func(ctx context.Context) ([]byte, error) {
+	now, err := probing(ctx, p.c.store.gate, func(ctx context.Context) ([]byte, error) {
 		return p.c.store.cache.CompareAndSwap(ctx, p.name, p.value, next[:], probeTTL)
 	})
 	p.value = next[:]
@@ -132,7 +126,7 @@ func (p *probe) checkCache(ctx context.Context) {
 		p.finds("cache", "cannot be written", mayDo(rightsWrite), err)
 		return
 	}
-	now, err := probing(ctx, p.c, func(ctx context.Context) ([]byte, error) {
+	now, err := probing(ctx, p.c.store.gate, func(ctx context.Context) ([]byte, error) {
 		return p.c.store.cache.Load(ctx, p.name)
 	})
 	switch {
@@ -180,12 +174,12 @@ func (p *probe) checkPush(ctx context.Context) {
 func (p *probe) checkLock(ctx context.Context) {
 	c, name := p.c, p.c.names.Lock("", p.name)
 	try := func(ctx context.Context) (Lock, error) { return c.store.locker.TryLock(ctx, name, c.lockTTL) }
-	held, err := probing(ctx, c, try)
+	held, err := probing(ctx, c.store.lockGate, try)
 	if err != nil {
 		p.finds("lock", "cannot be taken", mayDo(rightsTake), err)
 		return
 	}
-	if _, err = probing(ctx, c, try); !errors.Is(err, ErrLocked) {
+	if _, err = probing(ctx, c.store.lockGate, try); !errors.Is(err, ErrLocked) {
 		if err == nil {
 			p.broken("lock", "it was granted twice", "run sessionlocktest.LockerTest against a locker of your own")
 		} else {
@@ -193,7 +187,7 @@ func (p *probe) checkLock(ctx context.Context) {
 		}
 	}
 	call := func(what, rights string, f func(context.Context) error) {
-		if _, err := probing(ctx, c, func(ctx context.Context) (struct{}, error) { return struct{}{}, f(ctx) }); err != nil {
+		if _, err := probing(ctx, c.store.lockGate, func(ctx context.Context) (struct{}, error) { return struct{}{}, f(ctx) }); err != nil {
 			p.finds("lock", "cannot be "+what, mayDo(rights), err)
 		}
 	}
@@ -207,7 +201,7 @@ func (p *probe) checkClock(ctx context.Context) {
 		return
 	}
 	sent := time.Now()
-	remote, err := probing(ctx, c, c.store.clock.face.Now)
+	remote, err := probing(ctx, c.store.gate, c.store.clock.face.Now)
 	if err != nil {
 		p.finds("clock", "cannot be read", mayDo(rightsClock), err)
 		return

@@ -77,7 +77,7 @@ func (c *Client) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[sessio
 func (c *Client) newStore() *store {
 	st := &store{
 		cache: c.cache, locker: c.locker,
-		rules: c.rules(), lockTTL: c.lockTTL, gate: newGate(c.opTimeout), holder: holder(),
+		rules: c.rules(), lockTTL: c.lockTTL, gate: newGate(c.opTimeout), lockGate: newGate(c.opTimeout), holder: holder(),
 	}
 	if st.cache == nil {
 		rc := newRedisCache(c.rdb)

@@ -103,6 +103,142 @@ func TestStoreThatAnswersNowAndThenIsNotTakenForDead(t *testing.T) {
 	})
 }
 
+// sick is a spy whose calls for some names fail, at once or by hanging.
+func sick(names func(string) bool, hangs bool) *spy {
+	return &spy{before: func(ctx context.Context, _, name string) error {
+		if !names(name) {
+			return nil
+		}
+		if hangs {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return errStoreDown
+	}}
+}
+
+// sessionsOf returns a memory in which keys have sessions, and the names of their entries.
+func sessionsOf(t *testing.T, u *upstream, keys ...string) (*sessionlock.MemoryCache, map[string]string) {
+	t.Helper()
+	store, names := new(sessionlock.MemoryCache), map[string]string{}
+	for _, key := range keys {
+		sp := &spy{}
+		c := newClient(t, u, spyCache{sp, store})
+		tokenOf(t, c, key)
+		require.NoError(t, c.Close(t.Context()))
+		names[sp.seen(entrySuffix)[0]] = key
+	}
+	return store, names
+}
+
+func TestSickKeyOrShardShutsNobodyOut(t *testing.T) {
+	keys := make([]string, 30)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("key-%d", i)
+	}
+	for name, tc := range map[string]struct {
+		sick  int // of the keys
+		hangs bool
+	}{
+		"one key hangs": {1, true}, "one key fails": {1, false}, "a third hangs": {10, true}, "a third fails": {10, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store, names := sessionsOf(t, &upstream{life: time.Hour}, keys...)
+				sp := sick(func(name string) bool {
+					var n int
+					_, err := fmt.Sscanf(names[name], "key-%d", &n)
+					return err == nil && n < tc.sick
+				}, tc.hangs)
+				c := newClient(t, &upstream{}, spyCache{sp, store}, sessionlock.WithNearCache(0, time.Minute))
+				over := time.Now().Add(time.Minute)
+				var all sync.WaitGroup
+				for range 5 { // who retry at once
+					all.Go(func() {
+						for i := 0; time.Now().Before(over); i++ {
+							_, err := c.Session(t.Context(), keys[i%tc.sick])
+							assert.ErrorIs(t, err, sessionlock.ErrUnavailable)
+							time.Sleep(time.Millisecond)
+						}
+					})
+				}
+				for i := 0; time.Now().Before(over); i++ {
+					_, err := c.Session(t.Context(), keys[tc.sick+i%(len(keys)-tc.sick)])
+					require.NoError(t, err)
+					time.Sleep(50 * time.Millisecond)
+				}
+				all.Wait()
+			})
+		})
+	}
+}
+
+func TestHungLockShutsNoReaderOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, _ := sessionsOf(t, &upstream{life: time.Hour}, "bob")
+		lock := spyLocker{sick(func(string) bool { return true }, true), &memoryLocker{}}
+		c := newClient(t, &upstream{}, store, sessionlock.WithLocker(lock), sessionlock.WithNearCache(0, time.Minute))
+		for i := range 20 {
+			for k := range 10 {
+				askFor(t.Context(), c, fmt.Sprintf("cold-%d-%d", i, k))
+			}
+			time.Sleep(1500 * time.Millisecond) // the lock has hung for all of them since the last answer
+			tokenOf(t, c, "bob")
+		}
+	})
+}
+
+// Calls that hang say nothing against a store that has answered since they began,
+// however long ago that was.
+func TestHungCallsShutNobodyOutWhoIsAnsweredSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, names := sessionsOf(t, &upstream{life: time.Hour}, "bob")
+		sp := sick(func(name string) bool { return names[name] == "" }, true)
+		c := newClient(t, &upstream{}, spyCache{sp, store}, sessionlock.WithNearCache(0, time.Minute))
+		for i := range 20 {
+			for k := range 10 {
+				askFor(t.Context(), c, fmt.Sprintf("hung-%d-%d", i, k))
+			}
+			time.Sleep(700 * time.Millisecond)
+			tokenOf(t, c, "bob")
+			time.Sleep(150 * time.Millisecond)
+		}
+	})
+}
+
+func TestImpatientCallersFindOutThatTheStoreHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, &upstream{}, spyCache{sick(func(string) bool { return true }, true), new(sessionlock.MemoryCache)})
+		start := time.Now()
+		for i := range 200 {
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			_, err := c.Session(ctx, fmt.Sprintf("key-%d", i))
+			require.Error(t, err)
+			cancel()
+		}
+		assert.LessOrEqual(t, time.Since(start), 5*500*time.Millisecond+500*time.Millisecond)
+	})
+}
+
+// One call after the other is made to a store that hangs: no more than every
+// second one that could be a probe is.
+func TestOneCallerPaysForFewProbesOfAStoreThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, &upstream{}, spyCache{sick(func(string) bool { return true }, true), new(sessionlock.MemoryCache)})
+		start, paid := time.Now(), 0
+		for time.Since(start) < time.Minute {
+			asked := time.Now()
+			_, err := c.Session(t.Context(), "bob")
+			require.ErrorIs(t, err, sessionlock.ErrUnavailable)
+			if time.Since(asked) > 0 {
+				paid++
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		assert.LessOrEqual(t, paid, 5+60/2+1)
+	})
+}
+
 // A server that refuses one request works.
 func TestRedisRefusalOfOneKeyShutsNobodyOut(t *testing.T) {
 	s := newSite(t)

@@ -96,8 +96,7 @@ type source struct {
 	gen   uint64     // of what it brings
 	no    rejection  // what it must not bring again
 	old   Session    // to be refreshed; zero: log in
-	until entry.Time // before it old is good to those who have not seen it rejected; 0: it is not
-	ahead bool       // nobody needs it yet
+	until entry.Time // before it old is good to those who have not seen it rejected; 0: it is not, and somebody waits
 }
 
 // good reports whether old will still do for who has it.
@@ -107,7 +106,7 @@ func (c *Client) good(l *local, src source) bool {
 
 // source finds out whether there is a session to refresh.
 func (c *Client) source(l *local, a *attempt, p place) source {
-	src := source{place: p, gen: a.lease.gen, no: a.no, ahead: a.ahead.gen != 0}
+	src := source{place: p, gen: a.lease.gen, no: a.no}
 	e, now := a.lease.from.entry, c.store.now()
 	dead := l.dead(p.entry)
 	if a.lease.after != a.ahead.in(p.entry) { // rejected; or found and of no use
@@ -212,7 +211,7 @@ func (c *Client) tryRefresh(ctx context.Context, l *local, src source, reached *
 	class, pause := classify(err, reached)
 	good := c.good(l, src)
 	switch {
-	case class == entry.Denied && good && src.ahead && c.single:
+	case class == entry.Denied && good && c.single:
 		l.leaveToEnd(src.old.Generation())
 		return outcome{class: entry.NotSent, refreshed: true, err: err}, true
 	case class == entry.Deferred, class == entry.Unknown && good, ctx.Err() != nil:

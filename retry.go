@@ -32,28 +32,35 @@ const (
 	proving               = 30 * time.Second
 )
 
-// gate is what every call of lock and cache passes (P9). It bounds the call, keeps
-// a dead store from costing each caller a timeout, and a failing one from being
-// asked more often than if it did not fail:
+// gate is what every call of one backend passes, lock or cache (P9). It bounds the
+// call, keeps a dead backend from costing each caller a timeout, and a failing one
+// from being asked more often than if it did not fail:
 //
-//	shut ──a call every breakEvery──▶ it answers ──▶ open
-//	 ▲                                it fails ────▶ shut
-//	 └── breakAfter failures in a row ── open
+//	open ── 5 failures in a row, and no answer for a while ──▶ shut
+//	 ▲                                                          │ one call at a time, a second
+//	 └──────────────────────── it is answered ◀─────────────────┘ after the last one failed
 //
-// Refusals that name only this request (no permission, wrong type) show that the
-// server works. They count as answers.
+// A backend whose other keys are answered is not dead, however many calls for one
+// key or one shard fail: those that began before the last answer do not count, and
+// none does for a while after it. A refusal that names only this request (no
+// permission, wrong type) is an answer.
 type gate struct {
 	timeout time.Duration // of one call
 
 	mu       sync.Mutex
 	failures int       // in a row
 	cause    error     // the last of them
-	next     time.Time // while shut: when a call is let through
+	answered time.Time // last
+	shut     bool
+	probing  bool      // a call was let through, and has not ended
+	urged    bool      // the next call is let through whatever else
+	next     time.Time // while shut: when the next one is
 	earned   float64   // retries that are owed to the calls made
 }
 
 const (
 	breakAfter = 5
+	breakQuiet = 100 * time.Millisecond // without an answer
 	breakEvery = time.Second
 	retryShare = 0.1 // retries per first attempt
 	retryBurst = 10  // and how many may be saved up
@@ -61,20 +68,20 @@ const (
 
 func newGate(timeout time.Duration) *gate { return &gate{timeout: timeout, earned: retryBurst} }
 
-// shut reports whether no call may be made now. g.mu is held.
-func (g *gate) shut() bool { return g.failures >= breakAfter && time.Now().Before(g.next) }
+// refuses reports whether no call may be made now. g.mu is held.
+func (g *gate) refuses() bool {
+	return g.shut && !g.urged && (g.probing || time.Now().Before(g.next))
+}
 
 // enter reports whether a call may be made now, and if not, what the last one
-// failed with.
+// failed with. Report what comes of it by passed.
 func (g *gate) enter() (ok bool, last error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.shut() {
+	if g.refuses() {
 		return false, g.cause
 	}
-	if g.failures >= breakAfter {
-		g.next = time.Now().Add(breakEvery)
-	}
+	g.probing, g.urged = g.shut, false
 	g.earned = min(g.earned+retryShare, retryBurst)
 	return true, nil
 }
@@ -84,21 +91,33 @@ func (g *gate) enter() (ok bool, last error) {
 func (g *gate) urge() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.next = time.Time{}
+	g.urged = true
 }
 
-// passed tells what came of a call that was let through.
-func (g *gate) passed(err error) {
+// passed tells what came of a call that was let through at start: nil for an
+// answer. Who gave up early on a call has waited for too short a time to say
+// anything; a quarter of the timeout will do.
+func (g *gate) passed(start time.Time, err error) {
 	var told *toldError
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if err == nil || (errors.As(err, &told) && told.answered) {
-		g.failures = 0
+	now := time.Now()
+	wasProbe := g.probing
+	g.probing = false
+	switch {
+	case err == nil, errors.As(err, &told) && told.answered:
+		g.failures, g.shut, g.answered = 0, false, now
+		return
+	case wasProbe:
+		g.next = now.Add(breakEvery)
+	}
+	if g.answered.After(start) || (errors.Is(err, context.Canceled) && now.Sub(start) < g.timeout/4) {
 		return
 	}
 	g.cause = err
-	if g.failures++; g.failures == breakAfter {
-		g.next = time.Now().Add(breakEvery)
+	g.failures++
+	if !g.shut && g.failures >= breakAfter && now.Sub(g.answered) >= breakQuiet {
+		g.shut, g.next = true, now.Add(breakEvery)
 	}
 }
 
@@ -109,8 +128,8 @@ func (g *gate) retry() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case g.failures >= breakAfter:
-		return !g.shut()
+	case g.shut:
+		return !g.refuses()
 	case g.earned < 1:
 		return false
 	}

@@ -21,14 +21,15 @@ import (
 // to either passes the gate: it ends in time for the caller, however the backend
 // behaves, and is not made at all while the backend is known to be dead.
 type store struct {
-	cache   Cache
-	watcher Watcher // nil: polling only
-	locker  Locker
-	clock   storeClock
-	rules   entry.Rules
-	lockTTL time.Duration
-	gate    *gate
-	holder  string
+	cache    Cache
+	watcher  Watcher // nil: polling only
+	locker   Locker
+	clock    storeClock
+	rules    entry.Rules
+	lockTTL  time.Duration
+	gate     *gate // of the cache
+	lockGate *gate // of the locker, which may be elsewhere
+	holder   string
 }
 
 // snapshot is an entry as it was last seen, with the bytes a swap compares.
@@ -143,7 +144,7 @@ type lease struct {
 // to be given back, once the caller has been told: that may take as long again.
 func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdict, *lease, snapshot, error) {
 	sent := time.Now()
-	lock, err := bounded(ctx, st.gate, func(ctx context.Context) (Lock, error) {
+	lock, err := bounded(ctx, st.lockGate, func(ctx context.Context) (Lock, error) {
 		return st.locker.TryLock(ctx, a.lock, st.lockTTL)
 	}, st.unlockLate)
 	if errors.Is(err, ErrLocked) {
@@ -199,7 +200,7 @@ func (l *lease) alive() bool {
 // lost: as long as it is open under our nonce nobody else begins one.
 func (st *store) renew(ctx context.Context, l *lease) error {
 	sent := time.Now()
-	_, lockErr := bounded(ctx, st.gate, func(ctx context.Context) (struct{}, error) {
+	_, lockErr := bounded(ctx, st.lockGate, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, l.lock.Extend(ctx, st.lockTTL)
 	}, nil)
 	open := false
@@ -286,7 +287,7 @@ func (st *store) giveBack(ctx context.Context, l *lease) (err error) {
 // its TTL.
 func (st *store) unlock(ctx context.Context, l *lease) {
 	ctx = context.WithoutCancel(ctx)
-	_, _ = bounded(ctx, st.gate, func(ctx context.Context) (struct{}, error) {
+	_, _ = bounded(ctx, st.lockGate, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, l.lock.Unlock(ctx)
 	}, nil)
 }
@@ -387,15 +388,17 @@ func bounded[T any](ctx context.Context, g *gate, op func(context.Context) (T, e
 		var zero T
 		return zero, &outage{cause: last, refused: true}
 	}
+	start := time.Now()
 	v, err := within(ctx, g.timeout, op, late)
 	switch {
 	case err == nil, errors.Is(err, ErrLocked), errors.Is(err, ErrNotHeld):
-		g.passed(nil)
+		g.passed(start, nil)
 		return v, err
-	case ctx.Err() != nil: // nobody waited for what it says of the store
+	case ctx.Err() != nil: // what the store would have said nobody has waited for
+		g.passed(start, context.Canceled)
 		return v, err
 	}
-	g.passed(err)
+	g.passed(start, err)
 	return v, &outage{cause: err}
 }
 

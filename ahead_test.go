@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http/httptrace"
 	"runtime"
 	"slices"
 	"sync"
@@ -267,13 +268,14 @@ func TestFailingRenewalKeepsTheSessionAndIsNotRepeatedTooSoon(t *testing.T) {
 	const s = time.Second
 	for name, tc := range map[string]struct {
 		err   error
-		least []time.Duration // between its tries
+		asked time.Duration // by the upstream, to be left alone
+		most  int           // tries
 		class sessionlock.LoginClass
 	}{
-		"throttled": {sessionlock.RetryAfter(errors.New("429"), 7*s), []time.Duration{7 * s, 7 * s, 7 * s, 7 * s, 7 * s, 8 * s, 16 * s}, sessionlock.LoginDeferred},
-		"down":      {&net.OpError{Op: "dial", Err: errors.New("refused")}, []time.Duration{s / 4, s / 2, s, 2 * s, 4 * s, 8 * s, 16 * s, 30 * s}, sessionlock.LoginDeferred},
-		"unknown":   {errors.New("500"), []time.Duration{s / 4, s / 2}, sessionlock.LoginUnknown},
-		"denied":    {sessionlock.Denied(errors.New("wrong password")), nil, sessionlock.LoginDenied},
+		"throttled": {sessionlock.RetryAfter(errors.New("429"), 7*s), 7 * s, 8, sessionlock.LoginDeferred},
+		"down":      {&net.OpError{Op: "dial", Err: errors.New("refused")}, 0, 8, sessionlock.LoginDeferred},
+		"unknown":   {errors.New("500"), 0, 2, sessionlock.LoginUnknown}, // the last of the budget is the callers'
+		"denied":    {sessionlock.Denied(errors.New("wrong password")), 0, 1, sessionlock.LoginDenied},
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachStore(t, func(t *testing.T, process func() sessionlock.Option) {
@@ -297,12 +299,13 @@ func TestFailingRenewalKeepsTheSessionAndIsNotRepeatedTooSoon(t *testing.T) {
 				for _, c := range fleet {
 					assert.Zero(t, c.Stats().Suppressed, "nobody was refused a session")
 				}
-				tried := gaps(u.starts(start)[1:])
-				require.LessOrEqual(t, len(tried), len(tc.least)+1, "%v", tried)
-				require.GreaterOrEqual(t, len(tried), len(tc.least)-2, "%v", tried)
-				for i, gap := range tried {
-					assert.GreaterOrEqual(t, gap, tc.least[min(i, len(tc.least)-1)]-time.Millisecond, "%v", tried) // the store's time is in µs
-					assert.LessOrEqual(t, gap, tc.least[min(i, len(tc.least)-1)]+lockTTL, "%v", tried)
+				tries := u.starts(start)[1:]
+				require.LessOrEqual(t, len(tries), tc.most, "%v", tries)
+				require.GreaterOrEqual(t, len(tries), min(tc.most, 5), "%v", tries)
+				for i, gap := range gaps(tries) {
+					left := max(tc.asked, (life-tries[i])/4)
+					assert.GreaterOrEqual(t, gap, left-time.Millisecond, "%v", tries) // the store's time is in µs
+					assert.LessOrEqual(t, gap, max(left, s<<i/4)+lockTTL, "%v", tries)
 				}
 				time.Sleep(200 * time.Millisecond)
 				_, err := fleet[0].Session(t.Context(), "bob")
@@ -1584,5 +1587,187 @@ func TestEntryThatWasLostIsMadeAnewAhead(t *testing.T) {
 		store.forget()
 		inUse(t, 3*time.Minute, time.Second, c)
 		assert.GreaterOrEqual(t, u.logins(), 5)
+	})
+}
+
+// What renewals ahead of time must not do: make an outage of what nobody would
+// have noticed.
+
+func TestTroubleWhileASessionIsRenewedIsNotNoticed(t *testing.T) {
+	for name, tc := range map[string]struct{ from, to time.Duration }{
+		"for four minutes": {18 * time.Minute, 22 * time.Minute}, "until a minute before the end": {18 * time.Minute, 29 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store, u, start := new(sessionlock.MemoryCache), &upstream{life: 30 * time.Minute}, time.Now()
+				u.script = func(ctx context.Context, key string, n int) (sessionlock.Session, error) {
+					if at := time.Since(start); at >= tc.from && at < tc.to {
+						<-ctx.Done()
+						return sessionlock.Session{}, ctx.Err()
+					}
+					return u.grant(key, n), nil
+				}
+				var fleet []*sessionlock.Client
+				for range 3 {
+					c := newClient(t, u, store, exactly(), sessionlock.WithRefreshAhead(10*time.Minute))
+					tokenOf(t, c, "bob")
+					fleet = append(fleet, c)
+				}
+				for time.Since(start) < time.Hour {
+					for _, c := range fleet {
+						tokenOf(t, c, "bob")
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+			})
+		})
+	}
+}
+
+func TestRefreshThatFailsAheadOfTimeHoldsUpNoLogin(t *testing.T) {
+	t.Run("at the session's end", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			u, r := refreshing(10*time.Minute, 0)
+			r.fails(errors.New("500"))
+			c := newClient(t, u, new(sessionlock.MemoryCache), exactly(), sessionlock.WithRefresh(r.refresh), sessionlock.WithRefreshAhead(2*time.Minute))
+			for start := time.Now(); time.Since(start) < time.Hour; time.Sleep(100 * time.Millisecond) {
+				tokenOf(t, c, "bob")
+			}
+			assert.Equal(t, 6, u.logins())
+		})
+	})
+	t.Run("when the session is rejected", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			store := new(sessionlock.MemoryCache)
+			u, r := refreshing(10*time.Minute, 24*time.Hour)
+			r.fails(sessionlock.RetryAfter(errors.New("429"), 5*time.Minute))
+			a := newClient(t, u, store, exactly(), sessionlock.WithRefresh(r.refresh), sessionlock.WithRefreshAhead(4*time.Minute))
+			for r.count() == 0 {
+				tokenOf(t, a, "bob")
+				time.Sleep(time.Second)
+			}
+			require.NoError(t, newClient(t, u, store, sessionlock.WithRefresh(r.refresh)).Do(t.Context(), "bob", rejectOld("bob/1")))
+			assert.Equal(t, 2, u.logins())
+			assert.Equal(t, 1, r.count(), "it asked to be left alone")
+		})
+	})
+}
+
+func TestRefreshThatReachedNothingSaysNothingOfTheLogin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u, r := refreshing(time.Minute, time.Hour)
+		r.script = func(ctx context.Context, _ sessionlock.Session, _ int) (sessionlock.Session, error) {
+			httptrace.ContextClientTrace(ctx).GetConn("api.acme.test:443") // and never got it
+			return sessionlock.Session{}, errors.New("broken pool")
+		}
+		c := newClient(t, u, new(sessionlock.MemoryCache), exactly(), sessionlock.WithRefresh(r.refresh))
+		tokenOf(t, c, "bob")
+		time.Sleep(time.Minute)
+		u.script = func(context.Context, string, int) (sessionlock.Session, error) {
+			return sessionlock.Session{}, context.DeadlineExceeded // by another means than net/http
+		}
+		_, err := c.Session(t.Context(), "bob")
+		var failed *sessionlock.LoginError
+		require.ErrorAs(t, err, &failed)
+		assert.Equal(t, sessionlock.LoginUnknown, failed.Class)
+		assert.Equal(t, 1, failed.Attempts)
+	})
+}
+
+func TestManyRejectionsDuringARenewalInvalidateOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sp, u := &spy{}, &upstream{life: time.Minute, takes: 2 * time.Second}
+		c := newClient(t, u, spyCache{sp, new(sessionlock.MemoryCache)}, exactly(), sessionlock.WithRefreshAhead(20*time.Second))
+		renewal(t, u, c)
+		synctest.Wait()
+		before := sp.count(opLoad)
+		var all sync.WaitGroup
+		for range 500 {
+			all.Go(func() { assert.NoError(t, c.Do(t.Context(), "bob", rejectOld("bob/1"))) })
+		}
+		all.Wait()
+		assert.Equal(t, 2, u.logins())
+		assert.LessOrEqual(t, sp.count(opLoad)-before, 20)
+	})
+}
+
+func TestUpstreamThatRepeatsItsTokenIsNotAskedWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u, issued := &upstream{}, time.Time{}
+		u.script = func(context.Context, string, int) (sessionlock.Session, error) {
+			if time.Since(issued) >= time.Hour {
+				issued = time.Now()
+			}
+			return sessionlock.Session{Token: sessionlock.NewToken(issued.String()), Expiry: issued.Add(time.Hour)}, nil
+		}
+		count := func(opts ...sessionlock.Option) int {
+			before := u.logins()
+			c := newClient(t, u, new(sessionlock.MemoryCache), opts...)
+			for start := time.Now(); time.Since(start) < time.Hour; time.Sleep(time.Second) {
+				tokenOf(t, c, "bob")
+			}
+			return u.logins() - before
+		}
+		without := count()
+		assert.LessOrEqual(t, count(sessionlock.WithRefreshAhead(5*time.Minute)), without+1)
+	})
+}
+
+func TestCallerWhoJoinsARenewalTooLateLogsIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u, r := refreshing(time.Minute, 0)
+		r.fails(errors.New("500"))
+		joined, sp := make(chan error, 1), &spy{}
+		var c *sessionlock.Client
+		sp.before = func(_ context.Context, op, name string) error {
+			if op == opSwap && isEntry(name) && r.count() == 1 && c.Stats().Waiters == 0 && len(joined) == 0 { // the renewal's commit
+				go func() { joined <- c.Do(t.Context(), "bob", rejectOld("bob/1")) }()
+				for c.Stats().Waiters == 0 {
+					time.Sleep(time.Millisecond)
+				}
+			}
+			return nil
+		}
+		c = newClient(t, u, spyCache{sp, new(sessionlock.MemoryCache)}, exactly(), sessionlock.WithRefresh(r.refresh), sessionlock.WithRefreshAhead(20*time.Second))
+		tokenOf(t, c, "bob")
+		for len(joined) == 0 && u.logins() == 1 {
+			_, err := c.Session(t.Context(), "bob")
+			require.NoError(t, err)
+			time.Sleep(100 * time.Millisecond)
+		}
+		assert.NoError(t, <-joined)
+		assert.Equal(t, 2, u.logins())
+	})
+}
+
+func TestDeniedRefreshOfASingleSessionIsNotRepeatedByTheFleet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(sessionlock.MemoryCache)
+		u, r := refreshing(10*time.Minute, 24*time.Hour)
+		r.fails(sessionlock.Denied(errors.New("reused")))
+		var fleet []*sessionlock.Client
+		for range 10 {
+			c := newClient(t, u, store, exactly(), sessionlock.WithRefresh(r.refresh), sessionlock.WithSingleSession(), sessionlock.WithRefreshAhead(2*time.Minute))
+			tokenOf(t, c, "bob")
+			fleet = append(fleet, c)
+		}
+		inUse(t, 10*time.Minute-time.Second, 500*time.Millisecond, fleet...)
+		assert.Equal(t, 1, r.count())
+		assert.Equal(t, 1, u.logins(), "not while the session lives")
+		time.Sleep(time.Second)
+		assert.Equal(t, "bob/2", tokenOf(t, fleet[0], "bob"))
+		assert.Equal(t, 1, r.count(), "nor is it asked again at the end")
+	})
+}
+
+func TestLogoutFuncThatIgnoresItsContextHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hangs := func(context.Context, sessionlock.Session) error { <-t.Context().Done(); return nil }
+		c := newClient(t, &upstream{life: time.Hour}, new(sessionlock.MemoryCache), sessionlock.WithLogout(hangs))
+		tokenOf(t, c, "bob")
+		start := time.Now()
+		require.Error(t, c.Logout(t.Context(), "bob"))
+		require.NoError(t, c.Close(context.Background()))
+		assert.Equal(t, 10*time.Second, time.Since(start))
 	})
 }

@@ -567,7 +567,7 @@ func (c *Client) wait(ctx context.Context, l *local, no rejection) (Session, err
 			return s, nil
 		case err == nil && mine:
 			return Session{}, fmt.Errorf("%w: the login of %s returned the rejected token again", ErrRejected, l.id)
-		case err == nil, err == errNotElected: //nolint:errorlint // as above
+		case err == nil, a.ahead.gen != 0 && timeout == nil && ctx.Err() == nil: // nor may the end of a renewal that nobody needed
 		case !mine && timeout != nil && time.Since(start) < c.contention.total():
 		default:
 			return Session{}, err
@@ -638,11 +638,13 @@ var errEnded = errors.New("sessionlock: a func of the user ended the attempt (ru
 func (c *Client) join(ctx context.Context, l *local, no rejection, start time.Time) (a *attempt, mine bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.reject(no)
+	news := l.reject(no)
 	a = l.attempt
 	if l.ahead != nil && l.ahead.ahead.in(no.name) != 0 && l.ahead.ahead.gen <= no.gen {
 		a = l.ahead // it is making what this caller needs; what it renews is dead for the fleet now
-		c.spawn(func() { _, _ = c.store.invalidate(c.base, no.name, no.gen) })
+		if news {
+			c.spawn(func() { _, _ = c.store.invalidate(c.base, no.name, no.gen) })
+		}
 	}
 	if a != nil && a.callers >= maxWaiters {
 		return nil, false, &LockError{Err: ErrLocked, id: l.id}
@@ -716,7 +718,7 @@ func (c *Client) try(ctx context.Context, l *local, a *attempt) (Session, error)
 	}
 	w := &waiting{contention: c.contention, store: c.store, name: p.entry, start: a.start}
 	a.waiting = w
-	q := ask{name: p.entry, lock: p.lock, after: max(a.no.in(p.entry), a.ahead.in(p.entry), l.dead(p.entry))}
+	q := ask{name: p.entry, lock: p.lock, ahead: a.ahead.gen != 0, after: max(a.no.in(p.entry), a.ahead.in(p.entry), l.dead(p.entry))}
 	var sealed error // why the session of q.after cannot be read here
 	if gen := a.ahead.in(p.entry); gen != 0 && seen.entry.Gen > gen && seen.entry.Session.Gen < gen {
 		l.changed() // logged out or rejected, and this process was not told: nobody needs a renewal
@@ -743,8 +745,8 @@ func (c *Client) try(ctx context.Context, l *local, a *attempt) (Session, error)
 			continue
 		case verdict == entry.Suppressed && q.shielded(seen.entry, c.store.now()):
 			return Session{}, c.failed(ctx, l, &outage{cause: sealed, lasting: true})
-		case verdict == entry.Suppressed && a.ahead.gen != 0:
-			return Session{}, c.suppression(l, seen.entry)
+		case verdict == entry.Suppressed && q.ahead:
+			return Session{}, c.left(l, seen.entry)
 		case verdict == entry.Suppressed:
 			return Session{}, c.suppressed(ctx, l, seen.entry)
 		case verdict == entry.Lead:
@@ -829,7 +831,7 @@ func (c *Client) acquire(ctx context.Context, l *local, a *attempt, q ask, seen 
 	case l.owing(): // but what the entry says may be ours
 	case seen.entry.Alive(now):
 		return entry.Free, seen, nil
-	case c.store.rules.Spent(seen.entry, now), q.shielded(seen.entry, now):
+	case c.store.rules.Spent(seen.entry, now), q.shielded(seen.entry, now), q.ahead && c.store.rules.Leave(seen.entry, now):
 		return entry.Suppressed, seen, nil
 	}
 	select {
@@ -883,6 +885,9 @@ func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, after 
 	got, res, err := Session{}, entry.Result{Class: out.class, Wait: out.pause}, out.err
 	if err == nil {
 		got, res, err = c.accept(src, out)
+	}
+	if err != nil && a.ahead.gen != 0 {
+		res.Calm = c.calm(a.lease.from.entry.Session, out)
 	}
 	verdict, displaced, seen, commitErr := c.store.commit(context.WithoutCancel(ctx), a.lease, res)
 	done := Event{Kind: EventLoginOK, KeyID: l.id, Generation: src.gen, Start: start}

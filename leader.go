@@ -84,7 +84,8 @@ func protect[T any](f func() (T, error)) (v T, err error) {
 // none, in which class, and for how long the upstream wants to be left alone.
 type outcome struct {
 	session   Session
-	refreshed bool // by WithRefresh alone, in vain if there is an err: no login was sent
+	refreshed bool // by WithRefresh alone: no login was sent
+	denied    bool // what WithRefresh said
 	class     entry.Class
 	pause     time.Duration
 	err       error
@@ -112,7 +113,7 @@ func (c *Client) source(l *local, a *attempt, p place) source {
 	if a.lease.after != a.ahead.in(p.entry) { // rejected; or found and of no use
 		dead = max(dead, a.lease.after)
 	}
-	if c.refresh != nil && e.Refreshable(dead, now) {
+	if c.refresh != nil && e.Refreshable(dead, now) && now >= e.Calm { // else it has just failed: log in
 		if old, bad := c.read(p, e.Session); bad == nil {
 			src.old = old
 			if e.Usable(dead, now) {
@@ -170,13 +171,35 @@ func (c *Client) login(ctx context.Context, l *local, src source) outcome {
 	}
 }
 
+// calm is how long a session that could not be renewed ahead of time is left
+// alone: for what the upstream asked, and a quarter of what is left of its life,
+// so that an upstream in trouble is not asked as often as it would be by callers
+// who need a session. Where a refresh was denied and a login would end the
+// session, until that has ended by itself: then the next leader logs in.
+func (c *Client) calm(old entry.Session, out outcome) time.Duration {
+	left := old.Expires.Sub(c.store.now())
+	if out.refreshed && c.single && out.denied {
+		return left + time.Second
+	}
+	return max(out.pause, left/4, firstRetry)
+}
+
+// left is the error of a renewal that is not made now.
+func (c *Client) left(l *local, e entry.Entry) *LoginError {
+	err := c.suppression(l, e)
+	if calm := c.store.clock.toLocal(e.Calm); e.Calm != 0 && calm.After(err.Until) {
+		err.Until = calm
+	}
+	return err
+}
+
 // obtain is a leader's way to a session:
 //
 //	nothing to refresh                     → log in
 //	refresh  a usable session              → that
-//	         throttled or never sent       → deferred; who has the old session goes on with it
-//	         failed otherwise, old good    → the same; if denied: log in, but ahead of time with
-//	                                         WithSingleSession leave the old one until its end
+//	         failed, old good              → whoever has the old session goes on with it. If denied: log
+//	                                         in, but not with WithSingleSession
+//	         throttled or never sent       → deferred
 //	         failed otherwise              → log in, if there is time left
 func (c *Client) obtain(ctx context.Context, l *local, src source, reached *reach) outcome {
 	if src.old.Token.p != nil {
@@ -186,9 +209,10 @@ func (c *Client) obtain(ctx context.Context, l *local, src source, reached *reac
 		}
 	}
 	reached.begun.Store(true)
-	s, err := protect(func() (Session, error) { return c.auth.Login(ctx, l.key) })
+	var login reach // of its own: what the refresh reached says nothing of it
+	s, err := protect(func() (Session, error) { return c.auth.Login(login.watch(ctx), l.key) })
 	if err != nil {
-		class, pause := classify(err, reached)
+		class, pause := classify(err, &login)
 		return outcome{session: s, class: class, pause: pause, err: err}
 	}
 	return outcome{session: s}
@@ -211,10 +235,9 @@ func (c *Client) tryRefresh(ctx context.Context, l *local, src source, reached *
 	class, pause := classify(err, reached)
 	good := c.good(l, src)
 	switch {
-	case class == entry.Denied && good && c.single:
-		l.leaveToEnd(src.old.Generation())
-		return outcome{class: entry.NotSent, refreshed: true, err: err}, true
-	case class == entry.Deferred, class == entry.Unknown && good, ctx.Err() != nil:
+	case class != entry.Denied && good, class == entry.Denied && good && c.single: // whoever has it goes on with it
+		return outcome{class: entry.NotSent, refreshed: true, denied: class == entry.Denied, pause: pause, err: err}, true
+	case class == entry.Deferred, ctx.Err() != nil:
 		return outcome{class: entry.Deferred, refreshed: true, pause: pause, err: err}, true
 	}
 	return outcome{}, false
@@ -229,9 +252,9 @@ func (c *Client) callRefresh(ctx context.Context, l *local, src source) (s Sessi
 		ctx = half
 	}
 	over := make(chan struct{})
-	err = &PanicError{Stack: debug.Stack()}
 	go func() {
 		defer close(over)
+		err = &PanicError{} // unless it returns
 		s, err = protect(func() (Session, error) { return c.refresh(ctx, l.key, src.old) })
 	}()
 	<-over
@@ -425,7 +448,7 @@ func (c *Client) suppressed(ctx context.Context, l *local, e entry.Entry) error 
 }
 
 // suppression is the error of suppressed.
-func (c *Client) suppression(l *local, e entry.Entry) error {
+func (c *Client) suppression(l *local, e entry.Entry) *LoginError {
 	why := c.store.rules.Suppression(e, c.store.now())
 	cause := ErrSuppressed
 	if why.Class == entry.Rejected {
@@ -506,39 +529,37 @@ func (c *Client) endUnlessStored(p place, s Session, after time.Duration) {
 }
 
 // endScope ends a scope's part in s. A session that the fleet shares is touched. One
-// that nobody can use any more is ended: taken out of the entry by the one swap
-// that does it; or unknown to the store, which never kept it or has lost it, so
-// that nobody else will end it. What became displaced, rejected or logged out is
-// the business of who did that.
+// whose idle life in the store is over was used by nobody for that long: it is
+// taken out by the one swap that does it, and ended. One that the store does not
+// know, because it never kept it or has lost it, nobody else will end; another
+// process that still has it near is repaired once, by the login that the lost
+// entry costs anyway. What was displaced, rejected or logged out is the business of
+// who did that, and what has an Expiry and no idle life ends by itself.
 func (c *Client) endScope(ctx context.Context, l *local, s Session) {
 	name, gen := s.inside().name, s.Generation()
-	if gen <= l.dead(name) {
+	if gen <= l.dead(name) || (c.idle == 0 && c.logout == nil) {
 		return
 	}
 	seen, err := c.store.load(ctx, name)
 	switch e := seen.entry; {
 	case err != nil:
-		return
 	case e.Gen == 0, uint64(e.Born) > gen && !c.single: // the entry is younger
-	case e.Session.Gen != gen:
-		return
+		l.condemn(rejects(s))
+		_ = c.logOut(ctx, s)
+	case e.Session.Gen != gen, c.idle == 0:
 	case e.Usable(0, c.store.now()):
-		if c.idle > 0 {
-			_, _ = c.store.touch(ctx, name, seen, gen, c.less(c.idle), 0)
-		}
-		return
+		_, _ = c.store.touch(ctx, name, seen, gen, c.less(c.idle), c.idle/100) // more finely than by each use
 	default:
 		var removed entry.Session
 		_, err := c.store.change(ctx, name, seen, func(e entry.Entry, now entry.Time) entry.Entry {
 			e, removed = entry.Retire(e, gen, now)
 			return e
 		})
-		if err != nil || removed.Gen == 0 {
-			return
+		if err == nil && removed.Gen != 0 {
+			l.condemn(rejects(s))
+			_ = c.logOut(ctx, s)
 		}
 	}
-	l.condemn(rejects(s))
-	_ = c.logOut(ctx, s)
 }
 
 // touch extends the life of session gen, which is in use. The last step to its end
@@ -569,9 +590,7 @@ func (c *Client) logOut(ctx context.Context, s Session) error {
 		return nil
 	}
 	e := Event{Kind: EventEnded, KeyID: c.KeyID(s.Key()), Generation: s.Generation(), Start: time.Now()}
-	ctx, cancel := context.WithTimeout(ctx, c.loginTimeout)
-	defer cancel()
-	_, e.Err = protect(func() (struct{}, error) { return struct{}{}, c.logout(ctx, s) })
+	_, e.Err = within(ctx, c.loginTimeout, func(ctx context.Context) (struct{}, error) { return struct{}{}, c.logout(ctx, s) }, nil)
 	if e.Err != nil {
 		e.Err = &quietError{"sessionlock: log out " + e.KeyID, e.Err}
 	}

@@ -50,7 +50,6 @@ type local struct {
 	judged, calm   time.Time // when it was last asked whether the copy is used; before when calmOf is not renewed
 	calmOf         uint64    // a generation
 	told           time.Time // when the next use was last made to touch the session
-	denied         uint64    // the generation whose refresh was, so that it is left to end
 	watched        string    // name of the entry under watch
 	unwatch        func()
 	looking, again bool      // a look is under way; another follows
@@ -122,16 +121,17 @@ func (l *local) hitOnce() {
 	l.c.stats.near.add()
 }
 
-// reject records that in one entry every generation up to one is dead. l.mu is
-// held.
-func (l *local) reject(no rejection) {
-	if no.gen == 0 {
-		return
+// reject records that in one entry every generation up to one is dead, and reports
+// whether that is news. l.mu is held.
+func (l *local) reject(no rejection) bool {
+	if no.gen == 0 || no.gen <= l.floor.in(no.name) {
+		return false
 	}
 	l.floor = rejection{name: no.name, gen: max(no.gen, l.floor.in(no.name))}
 	if n := l.copy.Load(); n != nil && n.session.Generation() <= l.floor.in(n.name) {
 		l.drop()
 	}
+	return true
 }
 
 // condemn is reject for who does not hold l.mu.
@@ -311,9 +311,6 @@ func (l *local) calmDown(gen uint64, err error) {
 
 // renewAt returns when n is to be renewed. l.mu is held.
 func (l *local) renewAt(n *nearCopy) time.Time {
-	if l.denied == n.session.Generation() {
-		return n.until
-	}
 	if l.calmOf == n.session.Generation() && l.calm.After(n.renew) {
 		return l.calm
 	}
@@ -361,13 +358,6 @@ func (l *local) forgive() {
 	l.own, l.calm = ownCount{}, time.Time{}
 }
 
-// leaveToEnd has generation gen not renewed any more.
-func (l *local) leaveToEnd(gen uint64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.denied = gen
-}
-
 func (l *local) leaveBehind(ended <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -388,6 +378,9 @@ func (l *local) keep(n *nearCopy, used bool) {
 		fallthrough
 	case old.session.Generation() != n.session.Generation():
 		l.used.And(^uint32(usedSinceKept))
+		if old != nil && old.session.Token.equal(n.session.Token) && n.until.Sub(old.until) < l.c.aheadOf {
+			n.renew = time.Time{} // the upstream gives no other before this one ends
+		}
 	case !n.renew.IsZero(): // drawn once: each look would have another chance to be late
 		n.renew = old.renew
 	}

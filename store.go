@@ -111,6 +111,7 @@ type ask struct {
 	name, lock string // of entry and lock
 	after      uint64 // the generation that will not do
 	unread     bool   // it is alive, but sealed with a key that is not ours
+	ahead      bool   // it is alive and in use
 }
 
 // shielded reports whether a session that cannot be read here must stay: others
@@ -178,7 +179,7 @@ func (st *store) acquire(ctx context.Context, a ask, from snapshot) (entry.Verdi
 }
 
 func (st *store) begin(ctx context.Context, l *lease, from snapshot) (v entry.Verdict, err error) {
-	q := entry.Ask{Nonce: l.nonce, After: l.after, Unread: l.unread, Lease: st.lockTTL, Holder: st.holder}
+	q := entry.Ask{Nonce: l.nonce, After: l.after, Unread: l.unread, Ahead: l.ahead, Lease: st.lockTTL, Holder: st.holder}
 	l.from, err = st.changeQuietly(ctx, l.name, from, func(e entry.Entry, now entry.Time) entry.Entry {
 		e, v = st.rules.Begin(e, q, now)
 		return e

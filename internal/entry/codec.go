@@ -44,7 +44,7 @@ func Encode(e Entry) ([]byte, error) {
 	b = appendU64(b, e.Session.Gen, uint64(e.Session.Expires), uint64(e.Session.End), uint64(e.Session.Refresh))
 	b = appendU64(b, uint64(e.Proven), uint64(e.Attempts), uint64(e.Window))
 	b = append(b, byte(e.Failure.Class), e.Failure.Streak)
-	b = appendU64(b, uint64(e.Failure.Until), uint64(e.Young), uint64(e.Unread))
+	b = appendU64(b, uint64(e.Failure.Until), uint64(e.Young), uint64(e.Unread), uint64(e.Calm))
 	b = append(b, byte(len(e.Open.Holder)))
 	b = append(b, e.Open.Holder...)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(e.Session.Record)))
@@ -75,7 +75,7 @@ func Decode(b []byte) (Entry, error) {
 	e.Session = Session{Gen: r.gen(), Expires: r.time(), End: r.time(), Refresh: r.time()}
 	e.Proven, e.Attempts, e.Window = r.time(), r.count(), r.time()
 	e.Failure = Failure{Class: Class(r.byte()), Streak: r.byte()}
-	e.Failure.Until, e.Young, e.Unread = r.time(), r.count(), r.time()
+	e.Failure.Until, e.Young, e.Unread, e.Calm = r.time(), r.count(), r.time(), r.time()
 	e.Open.Holder = string(r.bytes(int(r.byte()), MaxHolder))
 	e.Session.Record = string(r.bytes(int(r.u32()), MaxRecord))
 	if r.bad || len(r.b) != 0 || e.Failure.Class > Rejected ||

@@ -138,7 +138,8 @@ const (
 	atClass    = atAttempts + 2*8
 	atYoung    = atClass + 2 + 8
 	atUnread   = atYoung + 8
-	atHolder   = atUnread + 8
+	atCalm     = atUnread + 8
+	atHolder   = atCalm + 8
 )
 
 func TestDecodeRefusesWhatNoRuleWrites(t *testing.T) {
@@ -176,6 +177,8 @@ func TestDecodeRefusesWhatNoRuleWrites(t *testing.T) {
 		"refresh at the limit":             {put(atRefresh, limit), true},
 		"unread beyond 2540":               {put(atUnread, limit+1), false},
 		"unread at the limit":              {put(atUnread, limit), true},
+		"calm beyond 2540":                 {put(atCalm, limit+1), false},
+		"calm at the limit":                {put(atCalm, limit), true},
 		"attempts beyond counting":         {put(atAttempts, 1<<31+1), false},
 		"attempts that wrap to nothing":    {put(atAttempts, 1<<32), false},
 		"young beyond counting":            {put(atYoung, 1<<31+1), false},

@@ -81,6 +81,7 @@ type Entry struct {
 	Failure  Failure
 	Young    uint32 // consecutive sessions rejected before they were proven
 	Unread   Time   // until then nobody replaces a session only because he cannot read it
+	Calm     Time   // until then the stored session is not renewed ahead of time
 }
 
 // Attempt is a login being made. Gen 0: none.
@@ -216,6 +217,13 @@ func (e Entry) Look(after uint64, now Time) Verdict {
 // and nobody's attempt alive, need not ask Begin.
 func (r Rules) Spent(e Entry, now Time) bool { return int(e.settle(now).Attempts) >= r.Budget }
 
+// Leave reports whether a session in use is to be left alone: a renewal has just
+// failed, or could take from callers the last login of the window, and the
+// session may outlive what is wrong.
+func (r Rules) Leave(e Entry, now Time) bool {
+	return now < e.Calm || (r.Budget > 1 && int(e.settle(now).Attempts) >= r.Budget-1)
+}
+
 // Suppression tells why no login is sent, and until when: a failure in force, or
 // a spent budget.
 func (r Rules) Suppression(e Entry, now Time) Failure {
@@ -241,6 +249,7 @@ type Ask struct {
 	Nonce  Nonce         // fresh per attempt
 	After  uint64        // the generation that will not do; 0: any will
 	Unread bool          // After is alive, but the caller lacks the key to read it
+	Ahead  bool          // After is alive and in use: nobody waits for what replaces it
 	Lease  time.Duration // how long the attempt is alive without Renew
 	Holder string        // who, for operators
 }
@@ -271,7 +280,7 @@ func (r Rules) Begin(e Entry, a Ask, now Time) (Entry, Verdict) {
 		return e, Suppressed
 	case s.Alive(now):
 		return e, Busy
-	case r.Spent(e, now), a.Unread && s.Usable(0, now) && now < s.Unread:
+	case r.Spent(e, now), a.Unread && s.Usable(0, now) && now < s.Unread, a.Ahead && r.Leave(e, now):
 		return e, Suppressed
 	}
 	if s.Born == 0 {
@@ -305,6 +314,7 @@ type Result struct {
 	Session Session       // on success; its Gen is set by Commit
 	Class   Class         // None on success
 	Wait    time.Duration // Deferred: what the upstream asked for; 0: our own back-off
+	Calm    time.Duration // how long a session that could not be renewed is left alone
 }
 
 // Commit ends an attempt. Its owner is whoever finds gen open under his nonce.
@@ -335,6 +345,9 @@ func (r Rules) Commit(e Entry, gen uint64, n Nonce, res Result, now Time) (next 
 		s.giveBack()
 		return r.store(s, gen, res.Session, now), displaced, Stored
 	}
+	if res.Calm > 0 {
+		s.Calm = max(s.Calm, now.Add(res.Calm))
+	}
 	switch res.Class {
 	case NotSent:
 		s.giveBack()
@@ -346,13 +359,13 @@ func (r Rules) Commit(e Entry, gen uint64, n Nonce, res Result, now Time) (next 
 	default:
 		s.fail(Unknown, r.backoff(s), now)
 	}
-	return s.keep(s.Failure.Until), Session{}, Stored
+	return s.keep(s.Failure.Until, s.Calm), Session{}, Stored
 }
 
 // store makes ses generation gen and the entry's session.
 func (r Rules) store(e Entry, gen uint64, ses Session, now Time) Entry {
 	ses.Gen = gen
-	e.Session, e.Failure = ses, Failure{}
+	e.Session, e.Failure, e.Calm = ses, Failure{}, 0
 	e.Proven = now.Add(min(r.Proving, ses.Expires.Sub(now)/4))
 	return e.keep(ses.Expires, ses.Refresh)
 }
@@ -452,14 +465,14 @@ func Clear(e Entry, now Time) (next Entry, removed Session) {
 	s := e.settle(now)
 	removed = s.Session.live()
 	s.Gen = s.next(0, now)
-	s.Open, s.Session, s.Proven = Attempt{}, Session{}, 0
+	s.Open, s.Session, s.Proven, s.Calm = Attempt{}, Session{}, 0, 0
 	return s, removed
 }
 
-// Unsuppress forgets failures, attempts, young rejections, and that a session was
-// replaced unread. The session and an open attempt stay.
+// Unsuppress forgets failures, those of renewals too, attempts, young rejections,
+// and that a session was replaced unread. The session and an open attempt stay.
 func Unsuppress(e Entry) Entry {
-	e.Attempts, e.Window, e.Failure, e.Young, e.Unread = 0, 0, Failure{}, 0, 0
+	e.Attempts, e.Window, e.Failure, e.Young, e.Unread, e.Calm = 0, 0, Failure{}, 0, 0, 0
 	return e
 }
 

@@ -175,11 +175,11 @@ func (c *Client) login(ctx context.Context, l *local, src source) outcome {
 // alone: for what the upstream asked, and a quarter of what is left of its life,
 // so that an upstream in trouble is not asked as often as it would be by callers
 // who need a session. Where a refresh was denied and a login would end the
-// session, until that has ended by itself: then the next leader logs in.
+// session, until that has ended by itself, and longer: then the next leader logs in.
 func (c *Client) calm(old entry.Session, out outcome) time.Duration {
 	left := old.Expires.Sub(c.store.now())
 	if out.refreshed && c.single && out.denied {
-		return left + time.Second
+		return left + c.window
 	}
 	return max(out.pause, left/4, firstRetry)
 }

@@ -1492,3 +1492,55 @@ func TestRulesKeepTheirWordOverAnyLifeOfAnEntry(t *testing.T) {
 		require.Greater(t, ran[name], 25, "%s: %v", name, ran)
 	}
 }
+
+// Calm
+
+func aheadOf(n entry.Nonce, after uint64) entry.Ask {
+	a := ask(n, after)
+	a.Ahead = true
+	return a
+}
+
+func TestSessionThatCouldNotBeRenewedIsLeftAlone(t *testing.T) {
+	e := loggedIn(t, entry.Entry{}, now)
+	open, v := rules.Begin(e, aheadOf(ours, e.Session.Gen), now)
+	require.Equal(t, entry.Lead, v)
+	failed := committed(t, open, ours, entry.Result{Class: entry.NotSent, Calm: time.Minute}, now)
+	assert.Equal(t, now.Add(time.Minute), failed.Calm)
+	assert.Equal(t, e.Session, failed.Session)
+	assert.Zero(t, failed.Failure)
+	_, v = rules.Begin(failed, aheadOf(theirs, e.Session.Gen), now.Add(time.Minute)-1)
+	assert.Equal(t, entry.Suppressed, v)
+	_, v = rules.Begin(failed, ask(theirs, e.Session.Gen), now)
+	assert.Equal(t, entry.Lead, v, "who needs another session gets one")
+	_, v = rules.Begin(failed, aheadOf(theirs, e.Session.Gen), now.Add(time.Minute))
+	assert.Equal(t, entry.Lead, v)
+
+	long := committed(t, open, ours, entry.Result{Class: entry.NotSent, Calm: 100 * day}, now)
+	assert.Equal(t, long.Calm, long.Keep, "it is kept as long as it holds")
+	cleared, _ := entry.Clear(failed, now)
+	put, _ := rules.Put(failed, entry.Number(failed, now), session(now).Session, now)
+	for name, next := range map[string]entry.Entry{
+		"a new session": loggedIn(t, failed, now), "put": put, "logged out": cleared, "forgiven": entry.Unsuppress(failed),
+	} {
+		assert.Zero(t, next.Calm, name)
+	}
+	again, _ := rules.Begin(failed, ask(theirs, e.Session.Gen), now)
+	assert.Equal(t, failed.Calm, committed(t, again, theirs, entry.Result{Class: entry.Deferred, Calm: time.Second}, now).Calm, "never shortened")
+}
+
+func TestRenewalLeavesTheLastLoginOfTheBudgetToCallers(t *testing.T) {
+	for attempts, want := range map[uint32]entry.Verdict{0: entry.Lead, uint32(rules.Budget) - 2: entry.Lead, uint32(rules.Budget) - 1: entry.Suppressed} {
+		e := loggedIn(t, entry.Entry{}, now)
+		e.Attempts, e.Window, e.Proven = attempts, now.Add(window), 0
+		_, v := rules.Begin(e, aheadOf(ours, e.Session.Gen), now)
+		assert.Equal(t, want, v, "%d", attempts)
+		_, v = rules.Begin(e, ask(ours, e.Session.Gen), now)
+		assert.Equal(t, entry.Lead, v, "%d", attempts)
+	}
+	one := rules
+	one.Budget = 1
+	e := loggedIn(t, entry.Entry{}, now)
+	_, v := one.Begin(e, aheadOf(ours, e.Session.Gen), now)
+	assert.Equal(t, entry.Lead, v, "a budget of one has no last of several")
+}

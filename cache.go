@@ -63,6 +63,12 @@ type redisCache struct {
 	hub *hub.Hub
 }
 
+// canPush: a Ring has no subscription that spans its shards.
+func canPush(rdb redis.UniversalClient) bool {
+	_, ring := rdb.(*redis.Ring)
+	return !ring
+}
+
 func newRedisCache(rdb redis.UniversalClient) *redisCache {
 	return &redisCache{rdb: rdb, hub: hub.New(rdb)}
 }
@@ -147,10 +153,17 @@ func checkRedis(ctx context.Context, timeout time.Duration, rdb redis.UniversalC
 		info, err := node.InfoMap(ctx).Result() // several sections at once would want Redis 7
 		mu.Lock()
 		defer mu.Unlock()
-		if err == nil {
-			found = append(found, checkInfo(node.Options().Addr, info)...)
+		var server redis.Error
+		switch addr := node.Options().Addr; {
+		case err == nil:
+			found = append(found, checkInfo(addr, info)...)
+		case !errors.As(err, &server): // else INFO is not granted
+			found = append(found, &CheckError{Subject: "redis", Finding: addr + " does not answer", Advice: "see to that node: keys of other nodes are served meanwhile", Err: redisError(ctx, node, "info", err)})
 		}
 		return nil
+	}
+	if !canPush(rdb) {
+		found = append(found, &CheckError{Subject: "push", Finding: "a Ring does not push", Advice: "use a Cluster or one server where waiting by polls is too slow"})
 	}
 	_, _ = within(ctx, timeout, func(ctx context.Context) (struct{}, error) {
 		switch rdb := rdb.(type) {
@@ -178,7 +191,7 @@ func checkInfo(node string, info map[string]map[string]string) (found []error) {
 		finds("is version %s", "use 6.2 or later", version)
 	}
 	if m := info["Memory"]; m["maxmemory"] != "0" && m["maxmemory_policy"] != "" && m["maxmemory_policy"] != "noeviction" {
-		finds("evicts by %s", "set maxmemory-policy noeviction, or use an instance of its own: an evicted entry costs a login and forgets counted failures", m["maxmemory_policy"])
+		finds("evicts by %s", "set maxmemory-policy noeviction, or use an instance of its own: an evicted lock or entry costs a login, and an entry takes counted failures with it", m["maxmemory_policy"])
 	}
 	if info["Persistence"]["aof_enabled"] == "0" {
 		finds("keeps no append-only file", "set appendonly yes, or accept that after a crash every key logs in once more and failed logins are counted from zero")

@@ -42,7 +42,8 @@ func (e *CheckError) Unwrap() error { return e.Err }
 // errors.Join; for a readiness probe errors.Is(err, ErrUnavailable) is the
 // question, the rest is advice to operators. It asks also while calls are refused
 // because the store is known to be dead, and takes a few round trips and, without
-// pushes, the operation timeout twice.
+// pushes, the operation timeout. Its names are of one key: of a Cluster one node is
+// tried, the others are asked for INFO only.
 func (c *Client) Check(ctx context.Context) error {
 	if err := checkContext(ctx); err != nil {
 		return err
@@ -59,7 +60,7 @@ func (c *Client) Check(ctx context.Context) error {
 		p.checkPush(ctx)
 		p.checkClock(ctx)
 	}
-	if works && c.rdb != nil {
+	if c.rdb != nil {
 		p.found = append(p.found, checkRedis(ctx, c.opTimeout, c.rdb)...)
 	}
 	if ctx.Err() != nil {

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -258,4 +259,33 @@ type openLocker struct{}
 
 func (openLocker) TryLock(context.Context, string, time.Duration) (sessionlock.Lock, error) {
 	return (&memoryLocker{}).TryLock(context.Background(), "", time.Second)
+}
+
+func TestCheckOfARingSaysThatNobodyIsPushed(t *testing.T) {
+	shards := map[string]string{}
+	for i := range 2 {
+		shards[fmt.Sprint(i)] = miniredis.RunT(t).Addr()
+	}
+	rdb := redis.NewRing(&redis.RingOptions{Addrs: shards})
+	t.Cleanup(func() { _ = rdb.Close() })
+	c, err := sessionlock.New(acme, &upstream{}, sessionlock.WithRedis(rdb))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close(context.Background()) })
+	start := time.Now()
+	err = c.Check(t.Context())
+	require.NotErrorIs(t, err, sessionlock.ErrUnavailable)
+	assert.Equal(t, []string{"push: a Ring does not push"}, findings(t, err))
+	assert.Less(t, time.Since(start), opTimeout, "and nobody waited for a push")
+}
+
+func TestRedisCheckFindsANodeThatDoesNotAnswer(t *testing.T) {
+	up, down := redistest.Start(t), redistest.Start(t)
+	require.NoError(t, up.Client().ConfigSet(t.Context(), "appendonly", "yes").Err())
+	rdb := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"up": up.Addr(), "down": down.Addr()}, HeartbeatFrequency: time.Hour})
+	t.Cleanup(func() { _ = rdb.Close() })
+	down.Stop()
+	c, err := sessionlock.New(acme, &upstream{}, sessionlock.WithRedis(rdb))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close(context.Background()) })
+	assert.Contains(t, findings(t, c.Check(t.Context())), "redis: "+down.Addr()+" does not answer")
 }

@@ -90,7 +90,9 @@ func (c *Client) newStore() *store {
 	if st.locker == nil {
 		st.locker = cacheLocker{st.cache}
 	}
-	st.watcher, _ = st.cache.(Watcher)
+	if st.watcher, _ = st.cache.(Watcher); c.hub != nil && !canPush(c.rdb) {
+		st.watcher = nil
+	}
 	st.clock.face, _ = st.cache.(Clock)
 	st.clock.gate = st.gate
 	return st

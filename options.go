@@ -71,7 +71,7 @@ func defaults() config {
 }
 
 // WithRedis keeps lock, cache and push in Redis 6.2 or later, on any client of
-// go-redis: single, Sentinel, Cluster, Ring. Its options may be the defaults.
+// go-redis: single, Sentinel, Cluster, Ring (which does not push: waiters poll). Its options may be the defaults.
 // The client stays the caller's to close, after [Client.Close]. With WithCache as
 // well, Redis keeps the lock only. Default: none; New wants this or WithCache.
 func WithRedis(rdb redis.UniversalClient) Option {
@@ -96,10 +96,13 @@ func WithLocker(l Locker) Option {
 // carry over is gone. It runs like Login: one in the fleet, within one
 // [WithLoginTimeout] together with the login that may follow, ErrReentrant inside.
 //
-// When f fails, its mark decides. [Denied]: the login is next, at once.
-// [RetryAfter], or an error of dialling, DNS or TLS: nobody tries again for a while,
-// and old is used for as long as it is valid. Any other: the same while old is
-// valid, and else the login. No failure of f counts against [WithLoginBudget].
+// When f fails and old is still good, because nobody has seen it rejected and it
+// has not ended, old is used on, and not renewed again for a quarter of what is
+// left of its life, or for as long as [RetryAfter] asks; but after [Denied] a login
+// is next, at once. When f fails and old is no good, RetryAfter and errors of
+// dialling, DNS and TLS have the fleet wait, and anything else a login follows. No
+// failure of f counts against [WithLoginBudget]. Where a login may have to follow,
+// f has half of the login timeout.
 //
 // A session that was refreshed is the old one carried on (RFC 7009, 2.1: revoking
 // either may end both), so [WithLogout] gets neither what a refresh replaced nor
@@ -242,14 +245,18 @@ func WithIdleTTL(d time.Duration) Option { return func(c *config) { c.idle = d }
 // [WithRefresh] or else a login, so that no caller has to wait for it. One process
 // of the fleet does it; the window is jittered by a tenth, so that not all ask at
 // once, and is at most half of the session's life. While it fails the old session
-// is served for as long as it is valid. Default: 0, who finds it ended renews it.
+// is served for as long as it is valid, and it is tried again after a quarter of
+// what is left of that; the last login of [WithLoginBudget] is left to callers.
+// With [WithLogout] the old session is ended 30 s after it was replaced, also for
+// a [Scope] that takes longer: that one is repaired, and set up, once. Default: 0,
+// who finds it ended renews it.
 func WithRefreshAhead(window time.Duration) Option {
 	return func(c *config) { c.aheadOf = window }
 }
 
 // WithSingleSession says that a login ends the session before it. So nobody logs
-// in ahead of time: [WithRefreshAhead] wants [WithRefresh] then, and a refresh that
-// is denied waits for the session's end. And [WithLogout] does not get what a login
+// in ahead of time: [WithRefreshAhead] wants [WithRefresh] then, and after a refresh
+// that was denied the session is left to its end. And [WithLogout] does not get what a login
 // displaced. Default: sessions live side by side.
 func WithSingleSession() Option { return func(c *config) { c.single = true } }
 

@@ -42,8 +42,9 @@ const (
 //
 // A backend whose other keys are answered is not dead, however many calls for one
 // key or one shard fail: those that began before the last answer do not count, and
-// none does for a while after it. A refusal that names only this request (no
-// permission, wrong type) is an answer.
+// none does for a while after it. (Where fewer than ten calls a second are answered,
+// others that fail at once can still shut it, until one that works is let through.)
+// A refusal that names only this request (no permission, wrong type) is an answer.
 type gate struct {
 	timeout time.Duration // of one call
 

@@ -51,9 +51,9 @@ type (
 //
 // When fn has returned, or panicked, the scope ends, beside its caller;
 // [Client.Close] waits for that. With [WithIdleTTL] the session that the fleet
-// shares lives on from now. A session that nobody can use any more, because its
-// life in the store has ended or the store does not know it, is given to
-// [WithLogout].
+// shares lives on from now, and one whose idle life was over is given to
+// [WithLogout]; so is one that the store does not know, because it has lost it or
+// never kept it.
 //
 // A scope inside a scope of the same key, by the context that fn was given, is
 // the same scope: only the outermost ends it, and a SetUp replaces its.
@@ -90,8 +90,9 @@ func (sc *Scope) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[sessio
 // SetUp has f run once with each session that the scope comes to use, before
 // what Do runs: state that the upstream keeps per session is lost with it. Call it
 // before the first Do; nil means none. An error of f is the error of the Do, and a
-// rejection in it is repaired like one of Do's own func. f must use the session
-// it is given: a Do of the scope inside f is [ErrReentrant].
+// rejection in it is repaired like one of Do's own func. f must use the session and
+// the context it is given: a Do of the scope under that is [ErrReentrant], and under
+// any other context waits for f to return, which waits for the Do.
 func (sc *Scope) SetUp(f func(ctx context.Context, s Session) error) { sc.setUp.Store(&setUp{f: f}) }
 
 // Do is [Client.Do] with the scope's session, which stays pinned until it is

@@ -49,14 +49,15 @@
 // # What can fail, and what happens then
 //
 //	step       fails by                what follows
-//	any        store dead              after 5 failures in a row one call a second is made to see
-//	                                   whether it is back, the rest fail at once
+//	any        store dead              after 5 failures in a row, and no answer meanwhile, one call a
+//	                                   second is made to see whether it is back, the rest fail at once
 //	load       store unreachable       ErrUnavailable; near copies are still served
 //	TryLock    reply lost              the late lock is released; else it dies at its TTL
 //	begin      reply lost              the attempt is given up by its nonce, nothing counted
 //	login      error, panic, hang      a failure record by class: denied, deferred, unknown
 //	refresh    denied                  a login follows, at once
-//	refresh    fails otherwise         the old session is served while it is valid; see WithRefresh
+//	refresh    fails otherwise         the old session is served on while it is good; see WithRefresh
+//	renewal    fails                   the old session is served on; tried again after a quarter of its rest
 //	login      leader dies             lock and lease run out, the next leads; counted
 //	login      lock or lease lost      goes on; commit decides
 //	commit     store unreachable       retried while the lease lasts; then served in this

@@ -76,7 +76,7 @@ type authenticator struct {
 func (a authenticator) Login(ctx context.Context, user string) (s sessionlock.Session, err error) {
 	passwords, err := a.secrets.read()
 	if err != nil {
-		return s, err
+		return s, sessionlock.RetryAfter(err, 0) // ours, and nothing was sent: not counted
 	}
 	if a.life > 0 {
 		s.Expiry = time.Now().Add(a.life) // counted from before it is sent

@@ -113,9 +113,9 @@ func probing[T any](ctx context.Context, g *gate, op func(context.Context) (T, e
 
 // swap replaces the probe's value by another and reports whether that is stored.
 func (p *probe) swap(ctx context.Context) (bool, error) {
-	next := entry.NewNonce()
+	old, next := p.value, entry.NewNonce() // a call that is left behind goes on reading them
 	now, err := probing(ctx, p.c.store.gate, func(ctx context.Context) ([]byte, error) {
-		return p.c.store.cache.CompareAndSwap(ctx, p.name, p.value, next[:], probeTTL)
+		return p.c.store.cache.CompareAndSwap(ctx, p.name, old, next[:], probeTTL)
 	})
 	p.value = next[:]
 	return bytes.Equal(now, next[:]), err

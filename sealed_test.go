@@ -534,21 +534,20 @@ func TestUnreadableSessionIsReplacedAfterALoginThatWasNotSent(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				u, sp := &upstream{life: 24 * time.Hour}, new(spy)
+				var begun atomic.Pointer[func()]
+				sp.after = func(_ context.Context, op, name string) error {
+					if do := begun.Load(); do != nil && op == opSwap && isEntry(name) {
+						(*do)()
+						time.Sleep(time.Millisecond) // whoever left is gone
+					}
+					return nil
+				}
 				cache := spyCache{sp, new(sessionlock.MemoryCache)}
 				tokenOf(t, enlist(t, u, cache, ringOf(t, "a")).Client, "bob")
 				synctest.Wait()
 				b := enlist(t, u, cache, ringOf(t, "b"))
-				spoil(t, u, func(do func()) {
-					sp.after = func(_ context.Context, op, name string) error {
-						if op == opSwap && isEntry(name) {
-							do()
-							time.Sleep(time.Millisecond) // whoever left is gone
-						}
-						return nil
-					}
-				}, b.Client)
-				synctest.Wait()
-				sp.after = nil
+				spoil(t, u, func(do func()) { begun.Store(&do) }, b.Client)
+				begun.Store(nil)
 				time.Sleep(5 * time.Second)
 				before := u.logins()
 				tokenOf(t, b.Client, "bob")

@@ -41,8 +41,8 @@ func (e *CheckError) Unwrap() error { return e.Err }
 // nil: nothing to say. Else every finding, as a [*CheckError] each, joined as by
 // errors.Join; for a readiness probe errors.Is(err, ErrUnavailable) is the
 // question, the rest is advice to operators. It asks also while calls are refused
-// because the store is known to be dead, and takes a few round trips and, without
-// pushes, the operation timeout. Its names are of one key: of a Cluster one node is
+// because the store is known to be dead, and takes a few round trips; without
+// pushes the operation timeout; and three of them when nothing answers. Its names are of one key: of a Cluster one node is
 // tried, the others are asked for INFO only.
 func (c *Client) Check(ctx context.Context) error {
 	if err := checkContext(ctx); err != nil {

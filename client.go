@@ -282,7 +282,7 @@ func (c *Client) Logout(ctx context.Context, key string) error {
 // Put makes s, a session obtained elsewhere, in a browser for instance, the
 // fleet's session of key and returns it as stored. It takes the place of the one
 // before, which is given to [WithLogout] after 30 s; a login under way stores
-// nothing and its callers get s. Failed logins no longer suppress, and stay counted
+// nothing, and its callers get s when it returns; who comes later need not wait for it. Failed logins no longer suppress, and stay counted
 // until s has proved itself, by 30 s or a quarter of its life.
 //
 // [ErrInvalid] for what would be [ErrIncomplete] of a login, matching both;
@@ -738,11 +738,14 @@ func (c *Client) try(ctx context.Context, l *local, a *attempt) (Session, error)
 				return c.adopt(ctx, l, a, w, s, seen), nil
 			}
 			if bad != nil {
-				c.emit(ctx, Event{Kind: EventUnreadable, KeyID: l.id, Generation: seen.entry.Session.Gen, Err: bad})
+				c.emit(ctx, Event{Kind: EventUnreadable, KeyID: l.id, Generation: seen.entry.Session.Gen, Err: bad, again: l.said(fmt.Sprint(seen.entry.Session.Gen, bad))})
 			}
 			q.after = seen.entry.Session.Gen // unusable, or the rejected token again: as good as rejected
 			if q.unread = sealedAway(seen.entry.Session, bad); q.unread {
-				sealed = &toldError{text: bad.Error(), err: bad, answered: true}
+				sealed = c.sealed(bad)
+			}
+			if q.unread && c.keyring == nil { // what replaced it would stand in clear
+				return Session{}, c.failed(ctx, l, &outage{cause: sealed, lasting: true})
 			}
 			continue
 		case verdict == entry.Suppressed && q.shielded(seen.entry, c.store.now()):
@@ -881,7 +884,7 @@ func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, after 
 	}
 	start := time.Now()
 	src := c.source(l, a, p)
-	stop := c.heartbeat(ctx, l, a.lease)
+	stop := c.heartbeat(ctx, l, a)
 	out := c.login(ctx, l, src)
 	stop()
 	got, res, err := Session{}, entry.Result{Class: out.class, Wait: out.pause}, out.err
@@ -900,9 +903,17 @@ func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, after 
 		l.count(p.entry, res.Class, commitErr == nil)
 		defer func() { _ = c.failed(ctx, l, commitErr) }()
 		failed := c.loginFailed(l, seen.entry, res.Class, err)
+		if res.Calm > 0 {
+			failed.Until = c.left(l, seen.entry).Until
+		}
 		if done.Err = failed; !out.refreshed { // else that was said
 			done.Kind = loginEvent(res.Class)
 			c.emit(ctx, done)
+		}
+		if commitErr == nil && verdict == entry.Stale { // by a Put, for instance
+			if s, ok := c.instead(ctx, l, a, p, after); ok {
+				return s, nil
+			}
 		}
 		return Session{}, failed
 	}
@@ -927,6 +938,19 @@ func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, after 
 		}
 	}
 	return got, nil
+}
+
+// instead returns the session that overtook a login which then failed.
+func (c *Client) instead(ctx context.Context, l *local, a *attempt, p place, after uint64) (Session, bool) {
+	seen, err := c.store.load(ctx, p.entry)
+	if err != nil || !seen.entry.Usable(after, c.store.now()) {
+		return Session{}, false
+	}
+	s, bad := c.open(p, seen.entry.Session)
+	if bad != nil || !a.no.allows(s) {
+		return Session{}, false
+	}
+	return c.adopt(ctx, l, a, a.waiting, s, seen), true
 }
 
 // overtaken is rule R4, for a leader whose commit came too late. It never logs

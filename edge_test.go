@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"runtime"
 	"slices"
 	"strconv"
@@ -1381,6 +1383,81 @@ func TestNoWakeUpIsLostBetweenLookAndWatch(t *testing.T) {
 				assert.LessOrEqual(t, got.at.Sub(start), 200*time.Millisecond)
 				assert.Equal(t, 1, u.logins())
 			})
+		})
+	}
+}
+
+// A login that a Put overtakes and that then fails has a session all the same; and
+// who comes while it hangs does not wait for it.
+func TestPutServesTheCallersOfALoginThatFails(t *testing.T) {
+	for name, err := range map[string]error{
+		"denied": sessionlock.Denied(errors.New("401")), "deferred": sessionlock.RetryAfter(errors.New("503"), 0), "unknown": errors.New("500"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store, start := new(sessionlock.MemoryCache), time.Now()
+				u := &upstream{takes: 9 * time.Second}
+				u.script = func(context.Context, string, int) (sessionlock.Session, error) { return sessionlock.Session{}, err }
+				a := newClient(t, u, store)
+				first := askFor(t.Context(), a, "bob")
+				time.Sleep(100 * time.Millisecond)
+				_, putErr := newClient(t, &upstream{}, store).Put(t.Context(), "bob", sessionlock.Session{Token: sessionlock.NewToken("put"), Expiry: time.Now().Add(time.Hour)})
+				require.NoError(t, putErr)
+				time.Sleep(lockTTL / 2) // a beat
+				asked := time.Now()
+				assert.Equal(t, "put", tokenOf(t, a, "bob"))
+				assert.Zero(t, time.Since(asked))
+				got := <-first
+				require.NoError(t, got.err)
+				assert.Equal(t, "put", got.session.Token.Reveal())
+				assert.Equal(t, u.takes, got.at.Sub(start))
+				assert.Equal(t, 1, u.logins())
+			})
+		})
+	}
+}
+
+// What lasts is logged once per key, and observed each time.
+func TestSuppressedKeyIsLoggedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		book, seen := &logbook{}, &recorder{}
+		u := failing(func(int) error { return sessionlock.Denied(errors.New("401")) })
+		c := newClient(t, u, new(sessionlock.MemoryCache), sessionlock.WithObserver(seen), sessionlock.WithLogger(slog.New(slog.NewJSONHandler(book, nil))))
+		for range 100 {
+			_, err := c.Session(t.Context(), "bob")
+			require.ErrorIs(t, err, sessionlock.ErrDenied)
+		}
+		lines := func() int { return strings.Count(book.String(), `"sessionlock: suppressed"`) }
+		assert.Equal(t, 1, lines())
+		assert.Equal(t, 99, strings.Count(fmt.Sprint(seen.kinds()), sessionlock.EventSuppressed))
+		require.NoError(t, c.Unsuppress(t.Context(), "bob"))
+		time.Sleep(time.Second)
+		for range 10 {
+			_, err := c.Session(t.Context(), "bob")
+			require.Error(t, err)
+		}
+		assert.Equal(t, 2, lines(), "another failure is news")
+	})
+}
+
+func TestErrorsSayInOurWordsWhatIsKnown(t *testing.T) {
+	for want, cause := range map[string]error{
+		", answered with status 500":                sessionlock.LoginStatus(&http.Response{StatusCode: http.StatusInternalServerError}),
+		", it could not connect":                    fmt.Errorf("secret: %w", &net.OpError{Op: "dial", Err: errors.New("secret")}),
+		", it timed out":                            fmt.Errorf("secret: %w", context.DeadlineExceeded),
+		", it asked for the session it was to make": fmt.Errorf("secret: %w", sessionlock.ErrReentrant),
+		", panic with a value of type string":       nil,
+	} {
+		t.Run(want, func(t *testing.T) {
+			u := failing(func(int) error {
+				if cause == nil {
+					panic("secret")
+				}
+				return cause
+			})
+			_, err := newClient(t, u, new(sessionlock.MemoryCache)).Session(t.Context(), "bob")
+			require.ErrorContains(t, err, want)
+			assert.NotContains(t, err.Error(), "secret")
 		})
 	}
 }

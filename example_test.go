@@ -208,7 +208,7 @@ func ExampleLoginStatus() {
 	fmt.Println(sessionlock.LoginStatus(&http.Response{StatusCode: http.StatusUnauthorized}))
 	// Output:
 	// <nil>
-	// login answered with status 401
+	// answered with status 401
 }
 
 // alwaysFails is an Authenticator that does.

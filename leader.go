@@ -35,17 +35,21 @@ const (
 
 // heartbeat extends lock and lease at a third of their life until stop is
 // called, which waits for it. A lock found lost is reported once and the login
-// goes on: commit decides.
-func (c *Client) heartbeat(ctx context.Context, l *local, held *lease) (stop func()) {
+// goes on: commit decides. When the attempt is found closed, by a Put or a Logout
+// for instance, who comes from then on does not wait for it.
+func (c *Client) heartbeat(ctx context.Context, l *local, a *attempt) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
 		for reported := false; sleep(ctx, c.lockTTL/3) == nil; {
-			err := c.store.renew(ctx, held)
+			open, err := c.store.renew(ctx, a.lease)
+			if !open && errors.Is(err, ErrNotHeld) {
+				l.forsake(a)
+			}
 			if errors.Is(err, ErrNotHeld) && !reported {
 				reported = true
-				c.emit(ctx, Event{Kind: EventLockLost, KeyID: l.id, Generation: held.gen, Err: err})
+				c.emit(ctx, Event{Kind: EventLockLost, KeyID: l.id, Generation: a.lease.gen, Err: err})
 			}
 		}
 	}()
@@ -157,7 +161,7 @@ func (c *Client) login(ctx context.Context, l *local, src source) outcome {
 		if !begun {
 			class, what = entry.Deferred, "refresh"
 		}
-		err := fmt.Errorf("%s did not return within %v: %w", what, c.loginTimeout, context.DeadlineExceeded)
+		err := error(&toldError{text: fmt.Sprintf("%s did not return within %v", what, c.loginTimeout), err: context.DeadlineExceeded})
 		if !begun {
 			c.refreshFailed(ctx, l, src, &reached, time.Now().Add(-c.loginTimeout-answerGrace), err)
 		}
@@ -406,6 +410,18 @@ func sealedAway(stored entry.Session, err error) bool {
 	return err != nil && !errors.Is(err, ErrIncomplete) && record.IsSealed(stored.Record)
 }
 
+// sealed is the cause for who cannot read a session that others may.
+func (c *Client) sealed(err error) error {
+	what := "; Keyring.Also gives this process the key"
+	switch {
+	case c.keyring == nil:
+		what = "; this process has no WithKeyring"
+	case !errors.Is(err, record.ErrUnknownKey):
+		what = ", or with another key under the same id"
+	}
+	return &toldError{text: err.Error() + what, err: err, answered: true}
+}
+
 // completes asks WithComplete.
 func (c *Client) completes(s Session) error {
 	if c.complete == nil {
@@ -443,7 +459,7 @@ func loginEvent(class entry.Class) string {
 // suppressed reports that no login is sent because logins fail.
 func (c *Client) suppressed(ctx context.Context, l *local, e entry.Entry) error {
 	err := c.suppression(l, e)
-	c.emit(ctx, Event{Kind: EventSuppressed, KeyID: l.id, Generation: e.Gen, Err: err})
+	c.emit(ctx, Event{Kind: EventSuppressed, KeyID: l.id, Generation: e.Gen, Err: err, again: l.said(fmt.Sprint(e.Failure, e.Window))})
 	return err
 }
 

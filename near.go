@@ -44,6 +44,7 @@ type local struct {
 	own     ownCount
 	behind  <-chan struct{} // closed when a login that was left behind returns
 	ended   [8]uint64       // the generations that were logged out last
+	saying  string          // what was last said of the key in the log and lasts
 	gone    bool            // evicted or closed: keeps nothing any more
 
 	timer          *time.Timer
@@ -180,6 +181,24 @@ func (l *local) ends(gen uint64) bool {
 	return true
 }
 
+// forsake leaves a to those who wait for it already.
+func (l *local) forsake(a *attempt) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.attempt == a {
+		l.attempt = nil
+	}
+}
+
+// said reports whether what was what this key was last said of, and notes it.
+func (l *local) said(what string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	last := l.saying
+	l.saying = what
+	return last == what
+}
+
 // owe remembers attempts that could not be given back.
 func (l *local) owe(held ...*lease) {
 	l.mu.Lock()
@@ -300,9 +319,9 @@ func (l *local) put(n *nearCopy) {
 // failed, or is made by another process, which may die. l.mu is held.
 func (l *local) calmDown(gen uint64, err error) {
 	ttl := l.c.lockTTL
-	l.calmOf, l.calm = gen, time.Now().Add(ttl/2+rand.N(ttl/2+1))          //nolint:gosec // jitter, not a secret
-	if failed, ok := err.(*LoginError); ok && failed.Until.After(l.calm) { //nolint:errorlint // ours
-		l.calm = failed.Until
+	l.calmOf, l.calm = gen, time.Now().Add(ttl/2+rand.N(ttl/2+1))      //nolint:gosec // jitter, not a secret
+	if failed, ok := err.(*LoginError); ok && !failed.Until.IsZero() { //nolint:errorlint // ours
+		l.calm = failed.Until.Add(rand.N(lookGap)) //nolint:gosec // as above
 	}
 	if n := l.copy.Load(); n != nil {
 		l.schedule(n)

@@ -26,6 +26,7 @@ type Event struct {
 	Start      time.Time     // zero where nothing lasted
 	Duration   time.Duration // since Start
 	Err        error         // prints no secret; its cause may, see LoginError
+	again      bool          // the log has it already
 }
 
 // The kinds of events.
@@ -109,7 +110,7 @@ func (c *Client) Stats() Stats {
 // Status is what [Client.Inspect] finds. Times are by this process's clock and
 // zero where they do not apply.
 type Status struct {
-	Generation      uint64     // of the stored session; 0: none is usable
+	Generation      uint64     // of the stored session; 0: none is usable. Whether this process has its key (WithKeyring) is not looked at
 	Expiry          time.Time  // until when it is used; before the upstream's own end by the expiry margin
 	LockedSince     time.Time  // since when somebody is logging in
 	Holder          string     // who: host/pid
@@ -219,10 +220,14 @@ func logLevel(e Event) (slog.Level, bool) {
 	return slog.LevelWarn, true
 }
 
-// news reports whether e is worth a log line: of the calls that meet what is known
+// news reports whether e is worth a log line: what lasts is said once per key, and
+// of the calls that meet what is known
 // already, a dead store or a session without its key, one in breakEvery is.
 func (c *Client) news(e Event) bool {
 	var out *outage
+	if e.again {
+		return false
+	}
 	if e.Kind != EventDegraded || !errors.As(e.Err, &out) || (!out.refused && !out.lasting) {
 		return true
 	}

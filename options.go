@@ -176,9 +176,9 @@ func WithKeySecret(secret []byte) Option {
 // WithKeyring seals what is stored, so that who can read the store cannot use the
 // sessions in it. The same keys in the whole fleet; see [Keyring] for how they
 // are changed. With it, a session that was stored in clear is as good as none, and
-// a process without it can do nothing with a sealed one: to give a running fleet
-// its first keyring, give it a new [WithNamespace] with it, which costs a login
-// per key; else who has not got it yet meets [ErrUnavailable] until it has.
+// a process without it can do nothing with a sealed one: it meets [ErrUnavailable]
+// until that has ended or is logged out. So change [WithNamespace] when a running
+// fleet is given its first keyring, or none again; that costs a login per key.
 // Default: sessions are stored in clear.
 func WithKeyring(k *Keyring) Option {
 	return func(c *config) { c.keyring = k; c.gave("WithKeyring", k) }
@@ -241,7 +241,8 @@ func WithMaxAge(d time.Duration) Option {
 // when that gains a tenth of d. Default: 0, use changes nothing.
 func WithIdleTTL(d time.Duration) Option { return func(c *config) { c.idle = d } }
 
-// WithRefreshAhead renews a session that is in use this long before it ends, by
+// WithRefreshAhead renews a session that is in use this long before it ends, which
+// is [WithExpiryMargin] before its Expiry, by
 // [WithRefresh] or else a login, so that no caller has to wait for it. One process
 // of the fleet does it; the window is jittered by a tenth, so that not all ask at
 // once, and is at most half of the session's life. While it fails the old session

@@ -269,7 +269,7 @@ func LoginStatus(r *http.Response) error {
 	if r == nil {
 		return fmt.Errorf("%w: response is nil", ErrInvalid)
 	}
-	err := fmt.Errorf("login answered with status %d", r.StatusCode)
+	err := &toldError{text: fmt.Sprintf("answered with status %d", r.StatusCode)}
 	switch {
 	case r.StatusCode/100 == 2:
 		return nil

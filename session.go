@@ -83,6 +83,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -412,7 +413,7 @@ var (
 	// ErrIncomplete: a login returned without error but its session cannot be
 	// used: no token, control characters, over a size limit, expired, without
 	// expiry where WithMaxAge(0) demands one, or refused by WithComplete.
-	ErrIncomplete = errors.New("sessionlock: login returned an unusable session")
+	ErrIncomplete = errors.New("sessionlock: unusable session")
 	// ErrRejected: the upstream refused the session and Do could not help it.
 	ErrRejected = errors.New("sessionlock: session rejected")
 	// ErrLockTimeout: somebody else kept the lock for the whole wait.
@@ -467,14 +468,13 @@ type LoginError struct {
 // what is in our own words; the rest may quote the upstream.
 func (e *LoginError) Error() string {
 	s := "sessionlock: log in " + e.id + ": " + e.Class.String()
-	var own *PanicError
 	switch {
 	case errors.Is(e.Err, ErrSuppressed) && errors.Is(e.Err, ErrRejected):
 		s = "sessionlock: log in " + e.id + ": suppressed, fresh sessions are refused"
 	case errors.Is(e.Err, ErrSuppressed):
 		s = "sessionlock: log in " + e.id + ": suppressed after " + e.Class.String()
-	case errors.Is(e.Err, ErrIncomplete), errors.As(e.Err, &own): // our own words
-		s += ", " + strings.TrimPrefix(e.Err.Error(), "sessionlock: ")
+	default:
+		s += inOurWords(e.Err)
 	}
 	if e.Attempts > 0 {
 		s += fmt.Sprintf(", %d counted", e.Attempts)
@@ -483,6 +483,30 @@ func (e *LoginError) Error() string {
 		s += ", not again before " + e.Until.Format("2006-01-02T15:04:05.000Z07:00")
 	}
 	return s
+}
+
+// inOurWords is what can be said of the error of a user's func without quoting it.
+func inOurWords(err error) string {
+	var (
+		told    *toldError
+		panicky *PanicError
+		dial    *net.OpError
+	)
+	switch {
+	case errors.Is(err, ErrIncomplete):
+		return ", " + strings.TrimPrefix(err.Error(), "sessionlock: ")
+	case errors.As(err, &panicky):
+		return ", " + panicky.Error()
+	case errors.As(err, &told):
+		return ", " + told.Error()
+	case errors.Is(err, ErrReentrant):
+		return ", it asked for the session it was to make"
+	case errors.As(err, &dial) && dial.Op == "dial":
+		return ", it could not connect"
+	case errors.Is(err, context.DeadlineExceeded):
+		return ", it timed out"
+	}
+	return ""
 }
 
 // Unwrap returns ErrDenied for a denial, and the cause.
@@ -499,7 +523,8 @@ func present(errs ...error) []error {
 }
 
 // LockError reports that somebody else kept the lock for the whole wait. It
-// matches ErrLockTimeout.
+// matches ErrLockTimeout. [Client.Inspect] names the holder, unless that is another
+// key's or client's that shares the lock.
 type LockError struct {
 	Attempts int           // poll ticks
 	Waited   time.Duration // from the first try; 0: 10 000 callers wait already, so this one did not
@@ -551,5 +576,11 @@ type quietError struct {
 	err  error
 }
 
-func (e *quietError) Error() string { return fmt.Sprintf("%s: failed (%T)", e.text, e.err) }
+func (e *quietError) Error() string {
+	if said := inOurWords(e.err); said != "" {
+		return e.text + ": failed" + said
+	}
+	return fmt.Sprintf("%s: failed (%T)", e.text, e.err)
+}
+
 func (e *quietError) Unwrap() error { return e.err }

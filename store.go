@@ -197,14 +197,14 @@ func (l *lease) alive() bool {
 	return now.Before(l.until) && now.Round(0).Before(l.until.Round(0))
 }
 
-// renew extends lock and attempt. The attempt is renewed even when the lock was
-// lost: as long as it is open under our nonce nobody else begins one.
-func (st *store) renew(ctx context.Context, l *lease) error {
+// renew extends lock and attempt, and reports whether the latter is still open. It
+// is renewed even when the lock was lost: as long as it is open under our nonce
+// nobody else begins one.
+func (st *store) renew(ctx context.Context, l *lease) (open bool, err error) {
 	sent := time.Now()
 	_, lockErr := bounded(ctx, st.lockGate, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, l.lock.Extend(ctx, st.lockTTL)
 	}, nil)
-	open := false
 	from, err := st.changeQuietly(ctx, l.name, l.from, func(e entry.Entry, now entry.Time) entry.Entry {
 		open = e.Open.Gen == l.gen && e.Open.Nonce == l.nonce
 		return entry.Renew(e, l.gen, l.nonce, st.lockTTL, now)
@@ -218,7 +218,7 @@ func (st *store) renew(ctx context.Context, l *lease) error {
 	if err == nil && !open {
 		err = ErrNotHeld
 	}
-	return errors.Join(lockErr, err)
+	return open, errors.Join(lockErr, err)
 }
 
 // commit ends the lease's attempt with res. While the store cannot be reached it

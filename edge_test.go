@@ -1461,3 +1461,33 @@ func TestErrorsSayInOurWordsWhatIsKnown(t *testing.T) {
 		})
 	}
 }
+
+// R1 holds for what overtakes a failing login too.
+func TestRejectedTokenPutDuringTheRenewalIsNotAdopted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, u := new(sessionlock.MemoryCache), &upstream{takes: 5 * time.Second}
+		u.script = func(_ context.Context, key string, n int) (sessionlock.Session, error) {
+			if n == 1 {
+				return u.grant(key, n), nil
+			}
+			return sessionlock.Session{}, errors.New("500")
+		}
+		c := newClient(t, u, store)
+		tokenOf(t, c, "bob")
+		runs := 0
+		done := make(chan error, 1)
+		go func() {
+			done <- c.Do(t.Context(), "bob", func(context.Context, sessionlock.Session) error {
+				runs++
+				return sessionlock.Reject(errDead)
+			})
+		}()
+		time.Sleep(time.Second)
+		_, err := newClient(t, &upstream{}, store).Put(t.Context(), "bob", sessionlock.Session{Token: sessionlock.NewToken("bob/1")})
+		require.NoError(t, err)
+		err = <-done
+		require.ErrorIs(t, err, sessionlock.ErrRejected)
+		require.ErrorAs(t, err, new(*sessionlock.LoginError), "why there is no other")
+		assert.Equal(t, 1, runs)
+	})
+}

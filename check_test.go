@@ -289,3 +289,13 @@ func TestRedisCheckFindsANodeThatDoesNotAnswer(t *testing.T) {
 	t.Cleanup(func() { _ = c.Close(context.Background()) })
 	assert.Contains(t, findings(t, c.Check(t.Context())), "redis: "+down.Addr()+" does not answer")
 }
+
+func TestCheckFindsAnOldServer(t *testing.T) {
+	for version, old := range map[string]bool{"5.0.14": true, "6.0.16": true, "6.2.0": false, "7.0.15": false, "10.0.1": false, "": false} {
+		found := sessionlock.CheckInfo("node", map[string]map[string]string{"Server": {"redis_version": version}})
+		assert.Equal(t, old, len(found) == 1, version)
+		if old {
+			assert.ErrorContains(t, found[0], "node is version "+version+": use 6.2 or later")
+		}
+	}
+}

@@ -31,3 +31,6 @@ func NewRedisLocker(rdb redis.UniversalClient) Locker { return newRedisLocker(rd
 
 // NewCacheLocker returns the locker of a client without Redis.
 func NewCacheLocker(c Cache) Locker { return cacheLocker{c} }
+
+// CheckInfo is what Check makes of a node's INFO.
+var CheckInfo = checkInfo

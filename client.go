@@ -756,7 +756,7 @@ func (c *Client) try(ctx context.Context, l *local, a *attempt) (Session, error)
 			return Session{}, c.suppressed(ctx, l, seen.entry)
 		case verdict == entry.Lead:
 			return c.lead(ctx, l, a, p, q.after)
-		case a.ahead.gen != 0:
+		case q.ahead:
 			return Session{}, errNotElected
 		}
 		if seen, err = w.next(ctx, q.after); err != nil {
@@ -883,35 +883,21 @@ func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, after 
 		return Session{}, context.Cause(ctx)
 	}
 	start := time.Now()
-	src := c.source(l, a, p)
-	stop := c.heartbeat(ctx, l, a)
-	out := c.login(ctx, l, src)
-	stop()
-	got, res, err := Session{}, entry.Result{Class: out.class, Wait: out.pause}, out.err
-	if err == nil {
-		got, res, err = c.accept(src, out)
-	}
-	if err != nil && a.ahead.gen != 0 {
-		res.Calm = c.calm(a.lease.from.entry.Session, out)
-	}
+	got, res, out := c.bring(ctx, l, a, p)
 	verdict, displaced, seen, commitErr := c.store.commit(context.WithoutCancel(ctx), a.lease, res)
-	done := Event{Kind: EventLoginOK, KeyID: l.id, Generation: src.gen, Start: start}
-	if out.refreshed {
-		done.Kind = EventRefreshed
-	}
-	if err != nil {
+	done := Event{Kind: out.event(res.Class), KeyID: l.id, Generation: a.lease.gen, Start: start}
+	if out.err != nil {
 		l.count(p.entry, res.Class, commitErr == nil)
 		defer func() { _ = c.failed(ctx, l, commitErr) }()
-		failed := c.loginFailed(l, seen.entry, res.Class, err)
+		failed := c.loginFailed(l, seen.entry, res.Class, out.err)
 		if res.Calm > 0 {
 			failed.Until = c.left(l, seen.entry).Until
 		}
 		if done.Err = failed; !out.refreshed { // else that was said
-			done.Kind = loginEvent(res.Class)
 			c.emit(ctx, done)
 		}
 		if commitErr == nil && verdict == entry.Stale { // by a Put, for instance
-			if s, ok := c.instead(ctx, l, a, p, after); ok {
+			if s, err := c.overtaken(ctx, l, a, p, after, Session{}, seen); err == nil {
 				return s, nil
 			}
 		}
@@ -938,19 +924,6 @@ func (c *Client) lead(ctx context.Context, l *local, a *attempt, p place, after 
 		}
 	}
 	return got, nil
-}
-
-// instead returns the session that overtook a login which then failed.
-func (c *Client) instead(ctx context.Context, l *local, a *attempt, p place, after uint64) (Session, bool) {
-	seen, err := c.store.load(ctx, p.entry)
-	if err != nil || !seen.entry.Usable(after, c.store.now()) {
-		return Session{}, false
-	}
-	s, bad := c.open(p, seen.entry.Session)
-	if bad != nil || !a.no.allows(s) {
-		return Session{}, false
-	}
-	return c.adopt(ctx, l, a, a.waiting, s, seen), true
 }
 
 // overtaken is rule R4, for a leader whose commit came too late. It never logs

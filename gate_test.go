@@ -2,6 +2,7 @@ package sessionlock_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -218,6 +219,36 @@ func TestImpatientCallersFindOutThatTheStoreHangs(t *testing.T) {
 			cancel()
 		}
 		assert.LessOrEqual(t, time.Since(start), 5*500*time.Millisecond+500*time.Millisecond)
+	})
+}
+
+// A call that was made before the gate shut is not the one that was let through
+// since, though it ends while that is under way.
+func TestOneProbeIsUnderWayAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, names := sessionsOf(t, &upstream{life: time.Hour}, "hangs", "hangs, too")
+		sp := sick(func(name string) bool { return names[name] != "" }, true)
+		fails := sick(func(name string) bool { return names[name] == "" }, false)
+		hangs := sp.before
+		sp.before = func(ctx context.Context, op, name string) error {
+			return errors.Join(fails.before(ctx, op, name), hangs(ctx, op, name))
+		}
+		c := newClient(t, &upstream{}, spyCache{sp, store}, sessionlock.WithOpTimeout(3*time.Second), sessionlock.WithNearCache(0, time.Minute))
+		early := askFor(t.Context(), c, "hangs")
+		time.Sleep(100 * time.Millisecond)
+		for i := range 5 {
+			_, err := c.Session(t.Context(), fmt.Sprintf("fails-%d", i))
+			require.ErrorIs(t, err, sessionlock.ErrUnavailable)
+		}
+		time.Sleep(time.Second)
+		probe := askFor(t.Context(), c, "hangs, too") // until 4.1 s
+		require.ErrorIs(t, (<-early).err, sessionlock.ErrUnavailable)
+		time.Sleep(1050 * time.Millisecond)
+		asked := sp.count()
+		_, err := c.Session(t.Context(), "fails-0")
+		require.ErrorIs(t, err, sessionlock.ErrUnavailable)
+		assert.Equal(t, asked, sp.count())
+		require.ErrorIs(t, (<-probe).err, sessionlock.ErrUnavailable)
 	})
 }
 

@@ -89,10 +89,21 @@ func protect[T any](f func() (T, error)) (v T, err error) {
 type outcome struct {
 	session   Session
 	refreshed bool // by WithRefresh alone: no login was sent
-	denied    bool // what WithRefresh said
+	denied    bool // it was; and no login may follow, for it would end the session
 	class     entry.Class
 	pause     time.Duration
 	err       error
+}
+
+// event is how an attempt that ended so is reported.
+func (out outcome) event(class entry.Class) string {
+	switch {
+	case out.err == nil && out.refreshed:
+		return EventRefreshed
+	case out.err == nil:
+		return EventLoginOK
+	}
+	return loginEvent(class)
 }
 
 // source is what a leader starts from.
@@ -126,6 +137,23 @@ func (c *Client) source(l *local, a *attempt, p place) source {
 		}
 	}
 	return src
+}
+
+// bring makes of what the upstream gives the session to be shared, and the result
+// to commit. out.err says why there is no session.
+func (c *Client) bring(ctx context.Context, l *local, a *attempt, p place) (got Session, res entry.Result, out outcome) {
+	src := c.source(l, a, p)
+	stop := c.heartbeat(ctx, l, a)
+	out = c.login(ctx, l, src)
+	stop()
+	res = entry.Result{Class: out.class, Wait: out.pause}
+	if out.err == nil {
+		got, res, out.err = c.accept(src, out)
+	}
+	if out.err != nil && a.ahead.gen != 0 {
+		res.Calm = c.calm(a.lease.from.entry.Session, out)
+	}
+	return got, res, out
 }
 
 // login brings a session from the upstream, in a goroutine of its own. What does
@@ -182,7 +210,7 @@ func (c *Client) login(ctx context.Context, l *local, src source) outcome {
 // session, until that has ended by itself, and longer: then the next leader logs in.
 func (c *Client) calm(old entry.Session, out outcome) time.Duration {
 	left := old.Expires.Sub(c.store.now())
-	if out.refreshed && c.single && out.denied {
+	if out.denied {
 		return left + c.window
 	}
 	return max(out.pause, left/4, firstRetry)

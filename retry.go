@@ -53,7 +53,7 @@ type gate struct {
 	cause    error     // the last of them
 	answered time.Time // last
 	shut     bool
-	probing  bool      // a call was let through, and has not ended
+	probe    time.Time // when the call that was let through began; zero: none is under way
 	urged    bool      // the next call is let through whatever else
 	next     time.Time // while shut: when the next one is
 	earned   float64   // retries that are owed to the calls made
@@ -71,20 +71,23 @@ func newGate(timeout time.Duration) *gate { return &gate{timeout: timeout, earne
 
 // refuses reports whether no call may be made now. g.mu is held.
 func (g *gate) refuses() bool {
-	return g.shut && !g.urged && (g.probing || time.Now().Before(g.next))
+	return g.shut && !g.urged && (!g.probe.IsZero() || time.Now().Before(g.next))
 }
 
 // enter reports whether a call may be made now, and if not, what the last one
-// failed with. Report what comes of it by passed.
-func (g *gate) enter() (ok bool, last error) {
+// failed with. Report what comes of it, with start, by passed.
+func (g *gate) enter() (start time.Time, ok bool, last error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.refuses() {
-		return false, g.cause
+		return start, false, g.cause
 	}
-	g.probing, g.urged = g.shut, false
+	if start = time.Now(); g.shut {
+		g.probe = start
+	}
+	g.urged = false
 	g.earned = min(g.earned+retryShare, retryBurst)
-	return true, nil
+	return start, true, nil
 }
 
 // urge has the next call let through although the gate is shut: a login was paid
@@ -103,8 +106,10 @@ func (g *gate) passed(start time.Time, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
-	wasProbe := g.probing
-	g.probing = false
+	wasProbe := start.Equal(g.probe)
+	if wasProbe {
+		g.probe = time.Time{}
+	}
 	switch {
 	case err == nil, errors.As(err, &told) && told.answered:
 		g.failures, g.shut, g.answered = 0, false, now

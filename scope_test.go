@@ -791,46 +791,37 @@ func TestScopeIsReentrantWhereItMustNotBe(t *testing.T) {
 		f()
 		assert.Equal(t, start, time.Now(), "at once")
 	}
-	t.Run("Do inside SetUp", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			c := newClient(t, &upstream{life: time.Hour}, new(sessionlock.MemoryCache))
-			scopeOfBob(t, c, func(ctx context.Context, sc *sessionlock.Scope) {
-				ctx, cancel := context.WithTimeout(ctx, time.Minute)
-				defer cancel()
-				sc.SetUp(func(ctx context.Context, _ sessionlock.Session) error { return sc.Do(ctx, nothing) })
-				within(t, func() { require.ErrorIs(t, sc.Do(ctx, nothing), sessionlock.ErrReentrant) })
-			})
-		})
-	})
-	t.Run("the scope again inside SetUp", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			c := newClient(t, &upstream{life: time.Hour}, new(sessionlock.MemoryCache))
-			scopeOfBob(t, c, func(ctx context.Context, sc *sessionlock.Scope) {
-				ctx, cancel := context.WithTimeout(ctx, time.Minute)
-				defer cancel()
-				sc.SetUp(func(ctx context.Context, _ sessionlock.Session) error {
-					return c.Scope(ctx, "bob", func(context.Context, *sessionlock.Scope) error { return nil })
+	type setUp func(context.Context, sessionlock.Session) error
+	for name, f := range map[string]func(*sessionlock.Client, *sessionlock.Scope) setUp{
+		"Do inside SetUp": func(_ *sessionlock.Client, bob *sessionlock.Scope) setUp {
+			return func(ctx context.Context, _ sessionlock.Session) error { return bob.Do(ctx, nothing) }
+		},
+		"the scope again inside SetUp": func(c *sessionlock.Client, _ *sessionlock.Scope) setUp {
+			return func(ctx context.Context, _ sessionlock.Session) error {
+				return c.Scope(ctx, "bob", func(context.Context, *sessionlock.Scope) error { return nil })
+			}
+		},
+		"Do inside the SetUp of a scope inside SetUp": func(c *sessionlock.Client, bob *sessionlock.Scope) setUp {
+			return func(ctx context.Context, _ sessionlock.Session) error {
+				return c.Scope(ctx, "eve", func(ctx context.Context, eve *sessionlock.Scope) error {
+					eve.SetUp(func(ctx context.Context, _ sessionlock.Session) error { return bob.Do(ctx, nothing) })
+					return eve.Do(ctx, nothing)
 				})
-				within(t, func() { require.ErrorIs(t, sc.Do(ctx, nothing), sessionlock.ErrReentrant) })
-			})
-		})
-	})
-	t.Run("Do inside the SetUp of a scope inside SetUp", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			c := newClient(t, &upstream{life: time.Hour}, new(sessionlock.MemoryCache))
-			scopeOfBob(t, c, func(ctx context.Context, bob *sessionlock.Scope) {
-				ctx, cancel := context.WithTimeout(ctx, time.Minute)
-				defer cancel()
-				bob.SetUp(func(ctx context.Context, _ sessionlock.Session) error {
-					return c.Scope(ctx, "eve", func(ctx context.Context, eve *sessionlock.Scope) error {
-						eve.SetUp(func(ctx context.Context, _ sessionlock.Session) error { return bob.Do(ctx, nothing) })
-						return eve.Do(ctx, nothing)
-					})
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newClient(t, &upstream{life: time.Hour}, new(sessionlock.MemoryCache))
+				scopeOfBob(t, c, func(ctx context.Context, bob *sessionlock.Scope) {
+					ctx, cancel := context.WithTimeout(ctx, time.Minute)
+					defer cancel()
+					bob.SetUp(f(c, bob))
+					within(t, func() { require.ErrorIs(t, bob.Do(ctx, nothing), sessionlock.ErrReentrant) })
 				})
-				within(t, func() { require.ErrorIs(t, bob.Do(ctx, nothing), sessionlock.ErrReentrant) })
 			})
 		})
-	})
+	}
 	t.Run("Do and the scope again inside a login of its key", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			u := &upstream{life: time.Hour}

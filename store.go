@@ -385,11 +385,11 @@ func within[T any](ctx context.Context, d time.Duration, op func(context.Context
 // bounded is within for a call of the store, let through by g: errors match
 // ErrUnavailable, except the Locker's own verdicts and the end of ctx.
 func bounded[T any](ctx context.Context, g *gate, op func(context.Context) (T, error), late func(T)) (T, error) {
-	if ok, last := g.enter(); !ok {
+	start, ok, last := g.enter()
+	if !ok {
 		var zero T
 		return zero, &outage{cause: last, refused: true}
 	}
-	start := time.Now()
 	v, err := within(ctx, g.timeout, op, late)
 	switch {
 	case err == nil, errors.Is(err, ErrLocked), errors.Is(err, ErrNotHeld):

@@ -175,7 +175,7 @@ func (c *Client) run(ctx context.Context, s Session, fn func(context.Context, Se
 		return first
 	}
 	id := c.KeyID(s.Key())
-	if again, _ := ctx.Value(idempotentKey{}).(bool); verdict == RejectedDuring && !again {
+	if again, _ := ctx.Value(idempotentKey{}).(bool); verdict == rejectedForGood || verdict == RejectedDuring && !again {
 		from.condemn(ctx, s)
 		return c.reauth(ctx, s, &ReauthError{First: first, id: id})
 	}
@@ -208,11 +208,10 @@ func (c *Client) reauth(ctx context.Context, s Session, failed *ReauthError) err
 
 func (c *Client) verdict(err error) Verdict {
 	var inner *ReauthError
+	mark := verdictIn(err)
 	switch {
-	case err == nil:
-		return NotRejected
-	case isRejected(err):
-		return RejectedBefore
+	case err == nil, mark != NotRejected:
+		return mark
 	case c.rejected == nil, errors.As(err, &inner): // of a session used inside
 		return NotRejected
 	}

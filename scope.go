@@ -64,11 +64,7 @@ func (c *Client) Scope(ctx context.Context, key string, fn func(context.Context,
 	if fn == nil {
 		return fmt.Errorf("%w: func is nil", ErrInvalid)
 	}
-	outer, _ := ctx.Value(scopeKey{}).(*Scope)
-	for sc := outer; sc != nil; sc = sc.outer {
-		if sc.c != c || sc.key() != key {
-			continue
-		}
+	if sc := scopeIn(ctx, c, key); sc != nil {
 		if err := sc.reentered(ctx); err != nil {
 			return err
 		}
@@ -76,12 +72,22 @@ func (c *Client) Scope(ctx context.Context, key string, fn func(context.Context,
 			return fn(ctx, sc)
 		}
 	}
+	outer, _ := ctx.Value(scopeKey{}).(*Scope)
 	sc := &Scope{c: c, key: func() string { return key }, outer: outer, turn: make(chan struct{}, 1)}
 	if _, err := sc.find(ctx); err != nil {
 		return err
 	}
 	defer sc.end()
 	return fn(context.WithValue(ctx, scopeKey{}, sc), sc)
+}
+
+// scopeIn returns the innermost scope of key that ctx carries and that is not over.
+func scopeIn(ctx context.Context, c *Client, key string) *Scope {
+	sc, _ := ctx.Value(scopeKey{}).(*Scope)
+	for sc != nil && (sc.c != c || sc.key() != key || sc.over.Load()) {
+		sc = sc.outer
+	}
+	return sc
 }
 
 // Format writes a fixed word whatever the verb: a scope holds a session.
@@ -226,7 +232,7 @@ func (sc *Scope) prepare(ctx context.Context, s Session) error {
 	case p == nil, p.Generation() != s.Generation():
 		return Reject(errReplaced)
 	}
-	if err := u.f(context.WithValue(ctx, setUpKey{sc}, true), s); err != nil {
+	if err := u.f(context.WithValue(ctx, setUpKey{sc}, s), s); err != nil {
 		return err
 	}
 	u.ready = s.Generation()

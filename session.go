@@ -277,6 +277,8 @@ const (
 	NotRejected    Verdict = iota // another error, or none
 	RejectedBefore                // refused before anything was executed: renew and run again
 	RejectedDuring                // refused, but the operation may have been executed: renew, and run again only under IdempotentContext
+
+	rejectedForGood // refused, and must not be run again whatever the context says
 )
 
 // String names the verdict.
@@ -288,6 +290,8 @@ func (v Verdict) String() string {
 		return "rejected before execution"
 	case RejectedDuring:
 		return "rejected, may have been executed"
+	case rejectedForGood:
+		return "rejected, not to be run again"
 	}
 	return "unknown verdict"
 }
@@ -329,36 +333,61 @@ func Reject(err error) error {
 	if err == nil {
 		return nil
 	}
-	return &rejectedError{err}
+	return &rejectedError{err, RejectedBefore}
 }
 
-type rejectedError struct{ err error }
+type rejectedError struct {
+	err     error
+	verdict Verdict
+}
 
 func (e *rejectedError) Error() string { return e.err.Error() }
 func (e *rejectedError) Unwrap() error { return e.err }
 
-// isRejected reports whether err carries the mark of Reject for the session it
-// came from. What stands below a *ReauthError was said of another session, one
-// that a func run by Do used inside.
-func isRejected(err error) bool {
+// verdictIn returns the mark of Reject that err carries for the session it came from,
+// NotRejected without one. What stands below a *ReauthError was said of another
+// session, one that a func run by Do used inside.
+func verdictIn(err error) Verdict {
 	switch e := err.(type) { //nolint:errorlint // this is the walk
 	case *rejectedError:
-		return true
+		return e.verdict
 	case *ReauthError:
-		return false
+		return NotRejected
 	case interface{ Unwrap() error }:
-		return isRejected(e.Unwrap())
+		return verdictIn(e.Unwrap())
 	case interface{ Unwrap() []error }:
-		return slices.ContainsFunc(e.Unwrap(), isRejected)
+		for _, err := range e.Unwrap() {
+			if v := verdictIn(err); v != NotRejected {
+				return v
+			}
+		}
 	}
-	return false
+	return NotRejected
 }
 
 type (
 	idempotentKey struct{}
 	rejectionKey  struct{}
+	keyKey        struct{}
 	loginKey      struct{}
+	bareKey       struct{ *core } // of a context whose requests the client's transports leave alone
 )
+
+// KeyContext returns a context whose requests, by [Client.Transport] and the
+// adapters, are made with the session of key.
+func KeyContext(ctx context.Context, key string) context.Context {
+	return context.WithValue(ctx, keyKey{}, func() string { return key }) // a func, as contexts print strings
+}
+
+// KeyFromContext returns the key of [KeyContext]. Inside a login it is the key that is
+// logged in.
+func KeyFromContext(ctx context.Context) (key string, ok bool) {
+	f, ok := ctx.Value(keyKey{}).(func() string)
+	if !ok {
+		return "", false
+	}
+	return f(), true
+}
 
 // IdempotentContext says that what runs under ctx may safely be executed twice,
 // so Do runs its func again even after [RejectedDuring].
@@ -382,13 +411,15 @@ type inLogin struct {
 
 func withLogin(ctx context.Context, c *Client, key string) context.Context {
 	outer, _ := ctx.Value(loginKey{}).(*inLogin)
-	return context.WithValue(ctx, loginKey{}, &inLogin{c, key, outer})
+	return context.WithValue(KeyContext(ctx, key), loginKey{}, &inLogin{c, key, outer})
 }
 
-func insideLogin(ctx context.Context, c *Client, key string) bool {
+// insideLogin reports whether ctx is inside a login by c of one of keys, or of any
+// key when none is named.
+func insideLogin(ctx context.Context, c *Client, keys ...string) bool {
 	in, _ := ctx.Value(loginKey{}).(*inLogin)
 	for ; in != nil; in = in.outer {
-		if in.client == c && in.key == key {
+		if in.client == c && (len(keys) == 0 || slices.Contains(keys, in.key)) {
 			return true
 		}
 	}

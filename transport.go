@@ -290,6 +290,7 @@ type exchange struct {
 	r      *http.Request
 	sent   int
 	once   bool                          // it is not sent again, whatever happens
+	alone  bool                          // it carries no session, so no answer is a refusal of one
 	body   func() (io.ReadCloser, error) // opens the request's body once more; nil: it cannot be
 	next   io.ReadCloser                 // what that opened for the second time
 	answer *http.Response                // to be returned
@@ -331,7 +332,12 @@ func (x *exchange) run(ctx context.Context, s Session) error {
 		return err
 	}
 	answer.Request = x.r // what was sent shows the token
-	x.answer = answer
+	if x.answer = answer; answer.Body == nil {
+		answer.Body = http.NoBody
+	}
+	if x.alone {
+		return nil
+	}
 	verdict := x.verdict(answer)
 	if verdict == NotRejected {
 		return nil
@@ -362,9 +368,11 @@ func (x *exchange) request(ctx context.Context, s Session) (*http.Request, error
 	default:
 		r.Body, r.GetBody = x.next, x.body
 	}
-	if x.allows(s, r) {
+	x.alone = !x.allows(s, r)
+	switch {
+	case !x.alone:
 		x.Apply(r, s)
-	} else if x.sent > 0 {
+	case x.sent > 0:
 		return nil, fmt.Errorf("%w: the next session may not be sent where the one before was", ErrInvalid)
 	}
 	return r, nil
@@ -466,7 +474,7 @@ func (x *exchange) verdict(answer *http.Response) (v Verdict) {
 // peek returns how the body of answer begins, up to n bytes, and puts that back.
 func peek(answer *http.Response, n int) []byte {
 	length := answer.ContentLength
-	if n < 0 || answer.Body == nil || length == 0 || length < 0 && answer.StatusCode < 400 {
+	if n < 0 || length == 0 || length < 0 && answer.StatusCode < 400 {
 		return nil
 	}
 	if length > 0 {

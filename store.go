@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sessionlock/sessionlock/internal/bound"
 	"github.com/sessionlock/sessionlock/internal/entry"
 )
 
@@ -339,47 +340,11 @@ func (st *store) watch(name string) (changed <-chan struct{}, stop func()) {
 	})
 }
 
-// within runs op in a goroutine of its own and leaves it behind when d has
-// passed or ctx has ended. A context alone does not do that: go-redis with
-// default options stays in a socket read for seconds past its deadline. late
-// gets what an op that was left behind returned after all. The error is op's, or
-// ctx's cause, or errTimeout.
+// within is [bound.Call] for a func that may be the user's.
 func within[T any](ctx context.Context, d time.Duration, op func(context.Context) (T, error), late func(T)) (T, error) {
-	type result struct {
-		v   T
-		err error
-	}
-	opCtx, cancel := context.WithTimeout(ctx, d)
-	done := make(chan result, 1)
-	go func() {
-		r := result{err: errEnded}
-		defer func() {
-			done <- r
-			cancel() // after it, so that an end of opCtx with nothing in done is a timeout
-		}()
-		r.v, r.err = protect(func() (T, error) { return op(opCtx) })
-	}()
-	var zero T
-	<-opCtx.Done()
-	select {
-	case r := <-done:
-		if r.err != nil && ctx.Err() != nil {
-			return zero, context.Cause(ctx)
-		}
-		return r.v, r.err
-	default:
-	}
-	if late != nil {
-		go func() {
-			if r := <-done; r.err == nil {
-				late(r.v)
-			}
-		}()
-	}
-	if ctx.Err() != nil {
-		return zero, context.Cause(ctx)
-	}
-	return zero, errTimeout
+	return bound.Call(ctx, d, func(ctx context.Context) (T, error) {
+		return protect(func() (T, error) { return op(ctx) })
+	}, late)
 }
 
 // bounded is within for a call of the store, let through by g: errors match
@@ -403,8 +368,6 @@ func bounded[T any](ctx context.Context, g *gate, op func(context.Context) (T, e
 	return v, &outage{cause: err}
 }
 
-var errTimeout = errors.New("no answer in time")
-
 // outage is the cause of an ErrUnavailable. Its text does not print the cause,
 // unless it is known to quote nothing: a store may quote what it was given, and
 // that holds a token.
@@ -426,7 +389,7 @@ func (e *outage) Error() string {
 	switch {
 	case errors.As(e.cause, &told):
 		return s + ": " + told.Error()
-	case errors.Is(e.cause, errTimeout), errors.As(e.cause, &nerr):
+	case errors.Is(e.cause, bound.ErrTimeout), errors.As(e.cause, &nerr):
 		return s + ": " + e.cause.Error()
 	}
 	return fmt.Sprintf("%s: failed (%T)", s, e.cause)

@@ -43,6 +43,8 @@ package entry
 import (
 	"crypto/rand"
 	"time"
+
+	"github.com/sessionlock/sessionlock/internal/epoch"
 )
 
 // Time is the store's time in microseconds since 1970. It fits the 53 bits a
@@ -257,7 +259,7 @@ type Ask struct {
 // next is the number of a generation issued now: above every other, and never
 // one that a store issued before it forgot its last writes.
 func (e Entry) next(after uint64, now Time) uint64 {
-	return max(e.Gen+1, after+1, uint64(now))
+	return epoch.Next(e.Gen, after, uint64(now))
 }
 
 // Begin opens an attempt.

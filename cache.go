@@ -15,6 +15,7 @@ import (
 	"github.com/sessionlock/sessionlock/internal/entry"
 	"github.com/sessionlock/sessionlock/internal/hub"
 	"github.com/sessionlock/sessionlock/internal/lua"
+	"github.com/sessionlock/sessionlock/internal/rediserr"
 )
 
 // Cache is the store behind a [Client]: any that can compare. SQL does it by
@@ -124,24 +125,16 @@ func (r *redisCache) Now(ctx context.Context) (time.Time, error) {
 // redisError names what failed. It prints what the server or the network said,
 // but not what the client library makes of a reply it cannot parse: that quotes
 // the reply.
-//
-// A node of a Cluster that cannot be reached may have been replaced. go-redis
-// asks who owns its slots once a minute, unless told to look now: with that,
-// writes go on 3 s after a master was killed rather than 60.
 func redisError(ctx context.Context, rdb redis.UniversalClient, op string, err error) error {
 	var (
 		server  redis.Error
 		network net.Error
 	)
-	told := &toldError{text: fmt.Sprintf("%s: failed (%T)", op, err), err: err}
-	told.answered = errors.As(err, &server) && !redis.IsLoadingError(err) && !redis.IsReadOnlyError(err) &&
-		!redis.IsClusterDownError(err) && !redis.IsMasterDownError(err) && !redis.IsTryAgainError(err) && !redis.IsMaxClientsError(err)
-	if server != nil || errors.As(err, &network) || errors.Is(err, redis.ErrClosed) || errors.Is(err, io.EOF) {
+	told := &toldError{text: fmt.Sprintf("%s: failed (%T)", op, err), err: err, answered: rediserr.Answered(err)}
+	if errors.As(err, &server) || errors.As(err, &network) || errors.Is(err, redis.ErrClosed) || errors.Is(err, io.EOF) {
 		told.text = op + ": " + err.Error()
 	}
-	if cluster, ok := rdb.(*redis.ClusterClient); ok && !told.answered {
-		cluster.ReloadState(ctx)
-	}
+	rediserr.Seen(ctx, rdb, err)
 	return told
 }
 

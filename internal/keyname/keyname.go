@@ -8,6 +8,8 @@
 //	sl:{tag}:e        the entry
 //	sl:{tag}:e:print  the entry under one fingerprint of credentials
 //	sl:{tag}:l        the lock; its tag may be another, see Namer.Lock
+//	sl:{tag}:g        the registration of who modifies a session (sessionguard)
+//	sl:{tag}:d:name   data in the slot of that
 package keyname
 
 import (
@@ -34,7 +36,7 @@ func (n Namer) Tag(key string) string { return n.tag("key", n.Upstream, key) }
 // Entry returns the name of the entry of key. fingerprint, when not empty,
 // keeps the sessions of different credentials apart.
 func (n Namer) Entry(key, fingerprint string) string {
-	name := "sl:{" + n.Tag(key) + "}:e"
+	name := Of(n.Tag(key), "e")
 	if fingerprint != "" {
 		name += ":" + n.tag("fingerprint", n.Upstream, fingerprint)
 	}
@@ -47,8 +49,11 @@ func (n Namer) Lock(scope, key string) string {
 	if scope == "" {
 		scope = n.Upstream
 	}
-	return "sl:{" + n.tag("key", scope, key) + "}:l"
+	return Of(n.tag("key", scope, key), "l")
 }
+
+// Of returns the name of what is kept under a tag.
+func Of(tag, kind string) string { return "sl:{" + tag + "}:" + kind }
 
 func (n Namer) tag(kind, upstream, value string) string {
 	secret := n.Secret

@@ -15,9 +15,19 @@ var swap string
 //go:embed heal.lua
 var heal string
 
+//go:embed register.lua
+var register string
+
+//go:embed guarded.lua
+var guarded string
+
 // The scripts. Run them with Script.Run, which falls back to EVAL when the
 // server has forgotten them.
 var (
-	Swap = redis.NewScript(swap)
-	Heal = redis.NewScript(heal)
+	Swap     = redis.NewScript(swap)
+	Heal     = redis.NewScript(heal)
+	Register = redis.NewScript(register)
 )
+
+// Guarded returns the script src behind the check of guarded.lua.
+func Guarded(src string) *redis.Script { return redis.NewScript(guarded + src) }

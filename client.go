@@ -207,12 +207,11 @@ func (c *Client) reauth(ctx context.Context, s Session, failed *ReauthError) err
 }
 
 func (c *Client) verdict(err error) Verdict {
-	var inner *ReauthError
-	mark := verdictIn(err)
-	switch {
-	case err == nil, mark != NotRejected:
+	if mark := verdictIn(err); err == nil || mark != NotRejected || c.rejected == nil {
 		return mark
-	case c.rejected == nil, errors.As(err, &inner): // of a session used inside
+	}
+	var inner *ReauthError // of a session used inside
+	if errors.As(err, &inner) {
 		return NotRejected
 	}
 	return c.rejected(err)
@@ -524,6 +523,9 @@ func (h *Handle) Session(ctx context.Context) (Session, error) {
 			h.c.nearHit(ctx, l)
 			return s, nil
 		}
+	}
+	if h.c == nil {
+		return Session{}, fmt.Errorf("%w: the handle is none of Client.For", ErrInvalid)
 	}
 	s, err := h.c.Session(ctx, h.key())
 	if l, ok := h.c.near.Load(h.key()); ok {

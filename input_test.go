@@ -1261,3 +1261,10 @@ func TestLongestWaitIsCountedRight(t *testing.T) {
 		sessionlock.WithWait(100_001, 24*time.Hour))
 	require.ErrorIs(t, err, sessionlock.ErrInvalid)
 }
+
+func TestHandleOfNobodyIsInvalid(t *testing.T) {
+	var h sessionlock.Handle
+	_, err := h.Session(t.Context())
+	require.ErrorIs(t, err, sessionlock.ErrInvalid)
+	require.ErrorIs(t, h.Do(t.Context(), nothing), sessionlock.ErrInvalid)
+}

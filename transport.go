@@ -251,9 +251,14 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 // compared too: servers that many share, content delivery networks, choose by it
 // whose backend gets the request.
 func (t *transport) atHome(r *http.Request) bool {
-	u := r.URL
-	return u != nil && u.Scheme == t.home.Scheme && portOf(u) == portOf(t.home) && sameHost(u.Hostname(), t.home.Hostname()) &&
-		(r.Host == "" || r.Host == u.Host || sameHost((&url.URL{Host: r.Host}).Hostname(), t.home.Hostname()))
+	u, home := r.URL, t.home
+	if u == nil || u.Scheme != home.Scheme {
+		return false
+	}
+	if u.Host != home.Host && (portOf(u) != portOf(home) || !sameHost(u.Hostname(), home.Hostname())) {
+		return false
+	}
+	return r.Host == "" || r.Host == u.Host || sameHost((&url.URL{Host: r.Host}).Hostname(), home.Hostname())
 }
 
 // allows reports whether r may carry s, which is for Allow to say if there is one.
@@ -272,11 +277,16 @@ func (t *transport) allows(s Session, r *http.Request) bool {
 
 // portOf returns the port of an http or https URL, "" for any other.
 func portOf(u *url.URL) string {
-	port := map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	if port != "" && u.Port() != "" {
-		port = u.Port()
+	port := u.Port()
+	switch {
+	case u.Scheme != "http" && u.Scheme != "https":
+		return ""
+	case port != "":
+		return port
+	case u.Scheme == "http":
+		return "80"
 	}
-	return port
+	return "443"
 }
 
 // sameHost compares the names of hosts. Unicode folds more letters than ASCII has.
@@ -328,27 +338,39 @@ func (x *exchange) run(ctx context.Context, s Session) error {
 	}
 	x.sent++
 	answer, err := x.base.RoundTrip(r) //nolint:bodyclose // the caller's to close, or drained
-	if err != nil || answer == nil {
-		return err
+	verdict := NotRejected
+	switch {
+	case err != nil && !x.alone:
+		verdict = x.c.verdict(err)
+	case err == nil && answer != nil:
+		verdict, err = x.take(answer)
 	}
+	switch {
+	case verdict == NotRejected:
+		return err
+	case !x.again(ctx, verdict):
+		return &rejectedError{err, rejectedForGood}
+	case x.answer != nil:
+		drain(x.answer.Body)
+		x.answer = nil
+	}
+	return &rejectedError{err, RejectedBefore}
+}
+
+// take makes answer the one to be returned, and judges it.
+func (x *exchange) take(answer *http.Response) (Verdict, error) {
 	answer.Request = x.r // what was sent shows the token
 	if x.answer = answer; answer.Body == nil {
 		answer.Body = http.NoBody
 	}
 	if x.alone {
-		return nil
+		return NotRejected, nil
 	}
 	verdict := x.verdict(answer)
 	if verdict == NotRejected {
-		return nil
+		return verdict, nil
 	}
-	refused := &rejectedError{err: &answeredError{answer.StatusCode}, verdict: rejectedForGood}
-	if x.again(ctx, verdict) {
-		refused.verdict = RejectedBefore
-		x.answer = nil
-		drain(answer.Body)
-	}
-	return refused
+	return verdict, &answeredError{answer.StatusCode}
 }
 
 // request returns a copy of the caller's request with s.
@@ -358,15 +380,10 @@ func (x *exchange) request(ctx context.Context, s Session) (*http.Request, error
 	if r.Header == nil {
 		r.Header = make(http.Header)
 	}
-	switch {
-	case x.sent == 0:
-		if err := x.keep(ctx, r); err != nil {
-			return nil, err
-		}
-	case x.next == nil && !x.open(): // base told of the refusal by an error
-		return nil, RejectionFromContext(ctx)
-	default:
+	if x.sent > 0 {
 		r.Body, r.GetBody = x.next, x.body
+	} else if err := x.keep(ctx, r); err != nil {
+		return nil, err
 	}
 	x.alone = !x.allows(s, r)
 	switch {
@@ -428,8 +445,8 @@ func (x *exchange) open() bool {
 	if x.body == nil {
 		return false
 	}
-	var err error
-	x.next, err = x.body()
+	next, err := x.body()
+	x.next = next
 	return err == nil
 }
 

@@ -12,6 +12,7 @@ package sessionlocktest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -24,13 +25,16 @@ import (
 const closeTimeout = 5 * time.Second
 
 // Client returns a client that shares sessions within this test only. It is the
-// real one, algorithm and defaults included; opts come after the in-memory cache
-// and can replace it. The client is closed with t, which fails if a login is
+// real one, algorithm and defaults included; without [sessionlock.WithRedis] and
+// [sessionlock.WithCache] its store is in memory. The client is closed with t, which fails if a login is
 // still running five seconds later.
 func Client(t testing.TB, auth sessionlock.Authenticator, opts ...sessionlock.Option) *sessionlock.Client {
 	t.Helper()
-	opts = append([]sessionlock.Option{sessionlock.WithCache(new(sessionlock.MemoryCache))}, opts...)
 	c, err := sessionlock.New("sessionlocktest", auth, opts...)
+	if errors.Is(err, sessionlock.ErrInvalid) {
+		opts = append([]sessionlock.Option{sessionlock.WithCache(new(sessionlock.MemoryCache))}, opts...)
+		c, err = sessionlock.New("sessionlocktest", auth, opts...)
+	}
 	if err != nil {
 		t.Fatalf("sessionlocktest: new client: %v", err)
 	}

@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -204,4 +206,18 @@ func ExampleStartUpstream() {
 	// call: <nil>
 	// call: sessionlocktest: call: 401 Unauthorized
 	// logins: 1 at once: 1 live: 0
+}
+
+// A store among the options is the client's, as with sessionlock.New.
+func TestClientsOnOneRedisShareSessions(t *testing.T) {
+	rdb := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
+	t.Cleanup(func() { assert.NoError(t, rdb.Close()) })
+	auth := sessionlocktest.Static()
+	a := sessionlocktest.Client(t, auth, sessionlock.WithRedis(rdb))
+	b := sessionlocktest.Client(t, auth, sessionlock.WithRedis(rdb))
+	for _, c := range []*sessionlock.Client{a, b} {
+		s, err := c.Session(t.Context(), "bob")
+		require.NoError(t, err)
+		assert.Equal(t, "token-bob-1", s.Token.Reveal())
+	}
 }

@@ -5,6 +5,7 @@ package sessionlock
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -303,7 +304,8 @@ type exchange struct {
 	alone  bool                          // it carries no session, so no answer is a refusal of one
 	body   func() (io.ReadCloser, error) // opens the request's body once more; nil: it cannot be
 	next   io.ReadCloser                 // what that opened for the second time
-	answer *http.Response                // to be returned
+	answer *http.Response                // to be returned,
+	err    error                         // or this: an error of base that is no refusal
 }
 
 // close is what a RoundTripper owes the bodies that it did not send.
@@ -327,7 +329,7 @@ func (x *exchange) result(err error) (*http.Response, error) {
 	if x.answer != nil {
 		return x.answer, nil
 	}
-	return nil, err
+	return nil, cmp.Or(err, x.err)
 }
 
 // run sends the request with s: the func of a Do.
@@ -347,7 +349,8 @@ func (x *exchange) run(ctx context.Context, s Session) error {
 	}
 	switch {
 	case verdict == NotRejected:
-		return err
+		x.err = err
+		return nil
 	case !x.again(ctx, verdict):
 		return &rejectedError{err, rejectedForGood}
 	case x.answer != nil:

@@ -134,6 +134,7 @@ type session struct {
 	pending int       // requests that are registering
 	latest  uint64    // the highest epoch seen
 	due     time.Time // when its registration is renewed
+	watch   *time.Timer
 	unwatch func()
 	looking bool
 	again   bool // what is being looked at may have changed since
@@ -289,10 +290,8 @@ func (m *Monitor) enter(r *registration) (floor uint64, err error) {
 	s := m.sessions[r.name]
 	if s == nil {
 		s = &session{guards: map[*registration]bool{}}
+		s.watch = time.AfterFunc(watchAfter, func() { m.watch(r.name, s) })
 		m.sessions[r.name] = s
-		if w, ok := m.store.(Watcher); ok {
-			s.unwatch = w.Watch(r.name, func() { go m.changed(r.name, s) })
-		}
 	}
 	s.pending++
 	r.session = s
@@ -311,11 +310,32 @@ func (m *Monitor) unlock(r *registration) {
 	var unwatch func()
 	if s.pending == 0 && len(s.guards) == 0 && m.sessions[r.name] == s {
 		delete(m.sessions, r.name)
+		s.watch.Stop()
 		unwatch = s.unwatch
 	}
 	m.mu.Unlock()
 	if unwatch != nil {
 		unwatch()
+	}
+}
+
+// watchAfter is how long a request lives before newer ones are listened for: most
+// requests are over by then, and a subscription costs more than their registration.
+// What came in between is found by the look that follows a subscription.
+const watchAfter = time.Millisecond
+
+// watch has s watched, unless nobody guards it any more.
+func (m *Monitor) watch(name string, s *session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w, ok := m.store.(Watcher)
+	if !ok || m.closed || m.sessions[name] != s {
+		return
+	}
+	s.unwatch = w.Watch(name, func() { go m.changed(name, s) })
+	s.again = true
+	if len(s.guards) > 0 {
+		m.look(name, s)
 	}
 }
 

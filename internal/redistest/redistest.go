@@ -31,8 +31,8 @@ const (
 	patience = 10 * time.Second // for anything a healthy server does at once
 )
 
-// Server is a real redis-server on a loopback port. It keeps nothing on disk:
-// a restart is also a loss of all data. Its methods are for one goroutine at a
+// Server is a real redis-server on a loopback port. Unless it is StartDurable's it
+// keeps nothing on disk: a restart is also a loss of all data. Its methods are for one goroutine at a
 // time, except Addr.
 type Server struct {
 	tb   testing.TB
@@ -58,6 +58,15 @@ type kind struct {
 func Start(tb testing.TB) *Server {
 	tb.Helper()
 	return start(tb, kind{})
+}
+
+// StartDurable starts a server like Start's that has written to disk whatever it
+// acknowledges: a restart loses nothing.
+func StartDurable(tb testing.TB) *Server {
+	tb.Helper()
+	return start(tb, kind{args: func(s *Server) []string {
+		return append(s.plain(), "--appendonly", "yes", "--appendfsync", "always")
+	}})
 }
 
 func start(tb testing.TB, k kind) *Server {
@@ -160,8 +169,8 @@ func (s *Server) Stop() {
 	s.cmd = nil
 }
 
-// Restart starts the server again on its port, empty, stopping it first if it
-// runs.
+// Restart starts the server again on its port, empty unless it is durable, stopping
+// it first if it runs.
 func (s *Server) Restart() {
 	s.tb.Helper()
 	s.Stop()

@@ -323,3 +323,13 @@ func TestProxyHealSparesWholeConnections(t *testing.T) {
 	p.Heal()
 	assert.Equal(t, id, conn.ClientID(t.Context()).Val())
 }
+
+func TestDurableServerLosesNothing(t *testing.T) {
+	s := redistest.StartDurable(t)
+	rdb := s.Client()
+	require.NoError(t, rdb.Set(t.Context(), "k", "v", 0).Err())
+	s.Restart()
+	v, err := rdb.Get(t.Context(), "k").Result()
+	require.NoError(t, err)
+	assert.Equal(t, "v", v)
+}

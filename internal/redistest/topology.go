@@ -414,9 +414,12 @@ var sent = map[string]string{
 // it asks again before each call for as long as it is refused.
 var InCluster = []string{"cluster|slots", "command"}
 
-// scripts are the packages whose Lua files are run. The whole of each is taken;
-// of redislock the one script that is not run needs nothing of its own.
-var scripts = []string{"github.com/sessionlock/sessionlock/internal/lua", "github.com/bsm/redislock"}
+// scripts are the Lua files that a client runs, by package. Of redislock the one
+// that is not run needs nothing of its own.
+var scripts = map[string][]string{
+	"github.com/sessionlock/sessionlock/internal/lua": {"swap.lua", "heal.lua"},
+	"github.com/bsm/redislock":                        {"*.lua"},
+}
 
 var called = regexp.MustCompile(`redis\.p?call\((\s*["'](\w+)["'])?`)
 
@@ -426,30 +429,37 @@ var called = regexp.MustCompile(`redis\.p?call\((\s*["'](\w+)["'])?`)
 func Commands(tb testing.TB) []string {
 	tb.Helper()
 	all := maps.Clone(sent)
-	args := append([]string{"list", "-f", "{{.Dir}}"}, scripts...)
-	out, err := exec.CommandContext(tb.Context(), "go", args...).Output()
-	if err != nil {
-		tb.Fatalf("redistest: find the scripts: %v", err)
-	}
-	for _, dir := range strings.Split(strings.TrimSpace(string(out)), "\n") {
-		files, _ := filepath.Glob(filepath.Join(dir, "*.lua"))
-		if len(files) == 0 {
-			tb.Fatalf("redistest: no script in %s", dir)
+	for pkg, patterns := range scripts {
+		dir, err := exec.CommandContext(tb.Context(), "go", "list", "-f", "{{.Dir}}", pkg).Output()
+		if err != nil {
+			tb.Fatalf("redistest: find the scripts: %v", err)
 		}
-		for _, file := range files {
-			lua, err := os.ReadFile(file)
-			if err != nil {
-				tb.Fatalf("redistest: read a script: %v", err)
+		for _, pattern := range patterns {
+			files, _ := filepath.Glob(filepath.Join(strings.TrimSpace(string(dir)), pattern))
+			if len(files) == 0 {
+				tb.Fatalf("redistest: no %s in %s", pattern, dir)
 			}
-			for _, call := range called.FindAllSubmatch(lua, -1) {
-				if len(call[2]) == 0 {
-					tb.Fatalf("redistest: %s calls what cannot be told by reading it", file)
-				}
-				all[strings.ToLower(string(call[2]))] = file
+			for _, file := range files {
+				readCalls(tb, file, all)
 			}
 		}
 	}
 	return slices.Sorted(maps.Keys(all))
+}
+
+// readCalls adds what a script calls to all.
+func readCalls(tb testing.TB, file string, all map[string]string) {
+	tb.Helper()
+	lua, err := os.ReadFile(file)
+	if err != nil {
+		tb.Fatalf("redistest: read a script: %v", err)
+	}
+	for _, call := range called.FindAllSubmatch(lua, -1) {
+		if len(call[2]) == 0 {
+			tb.Fatalf("redistest: %s calls what cannot be told by reading it", file)
+		}
+		all[strings.ToLower(string(call[2]))] = file
+	}
 }
 
 // shows reports whether the value of a field has all of want.

@@ -227,7 +227,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, t.bad
 	}
 	ctx := r.Context()
-	if ctx.Value(bareKey{t.c.core}) != nil || t.home != nil && !t.atHome(r) {
+	if r.URL == nil || ctx.Value(bareKey{t.c.core}) != nil || t.home != nil && !t.atHome(r) {
 		return x.bare()
 	}
 	key, err := t.Key(r)
@@ -253,7 +253,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 // whose backend gets the request.
 func (t *transport) atHome(r *http.Request) bool {
 	u, home := r.URL, t.home
-	if u == nil || u.Scheme != home.Scheme {
+	if u.Scheme != home.Scheme {
 		return false
 	}
 	if u.Host != home.Host && (portOf(u) != portOf(home) || !sameHost(u.Hostname(), home.Hostname())) {

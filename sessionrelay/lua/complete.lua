@@ -1,0 +1,9 @@
+-- KEYS s in; ARGV id owner outcome: '-', or '+' and the bytes
+-- Stores the outcome of what owner has accepted. Returns OK, TAKEN or GONE. Run twice:
+-- it is stored.
+if not redis.call('HGET', KEYS[1], 'user') then return 'GONE' end
+local is = redis.call('HGET', KEYS[2], ARGV[1]) or ''
+if string.match(is, '^D([^ ]*) ') == ARGV[2] then return 'OK' end
+if string.match(is, '^P%d+ (.*)$') ~= ARGV[2] then return 'TAKEN' end
+redis.call('HSET', KEYS[2], ARGV[1], 'D' .. ARGV[2] .. ' ' .. ARGV[3])
+return 'OK'

@@ -46,7 +46,8 @@ type core struct {
 }
 
 // New returns a client for upstream, a URL or a name: it is part of every key,
-// so clients of different upstreams never meet. auth makes the logins. A store
+// so clients of different upstreams never meet. Two APIs of one host with sessions of
+// their own are two upstreams: give them different paths. auth makes the logins. A store
 // is required: [WithRedis] for a fleet, WithCache(new(MemoryCache)) for this
 // process only.
 //

@@ -116,14 +116,17 @@ func WithRefresh(f func(ctx context.Context, key string, old Session) (Session, 
 // sessions of its user. It is called for sessions that nobody will use: one that
 // was overtaken before it was stored, one that a newer one displaced (after 30 s),
 // one ended by [Client.Logout]; never for one that was rejected, nor for one whose
-// token the stored session has too. Its context ends after the login timeout.
+// token the stored session has too. Its context ends after the login timeout. Where the
+// token is part of the URL its error quotes it ([*url.Error] does); ours does not.
 // Default: they are left to the upstream's own end.
 func WithLogout(f func(ctx context.Context, s Session) error) Option {
 	return func(c *config) { c.logout = f; c.gave("WithLogout", f) }
 }
 
 // WithRejected classifies errors of funcs run by Do that are not marked by
-// [Reject], those of a foreign client library. Default: they are no rejections.
+// [Reject], those of a foreign client library. Look at what refused this call, not at
+// what it reports of another: an error inside the answer of a task, say, would have the
+// call made twice. Default: they are no rejections.
 func WithRejected(f func(error) Verdict) Option {
 	return func(c *config) { c.rejected = f; c.gave("WithRejected", f) }
 }

@@ -635,7 +635,7 @@ func (c *Client) logOut(ctx context.Context, s Session) error {
 	}
 	e := Event{Kind: EventEnded, KeyID: c.KeyID(s.Key()), Generation: s.Generation(), Start: time.Now()}
 	_, e.Err = within(ctx, c.loginTimeout, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, c.logout(context.WithValue(ctx, bareKey{c.core}, true), s)
+		return struct{}{}, c.logout(context.WithValue(ctx, bareKey{c}, true), s)
 	}, nil)
 	if e.Err != nil {
 		e.Err = &quietError{"sessionlock: log out " + e.KeyID, e.Err}

@@ -370,7 +370,7 @@ type (
 	rejectionKey  struct{}
 	keyKey        struct{}
 	loginKey      struct{}
-	bareKey       struct{ *core } // of a context whose requests the client's transports leave alone
+	bareKey       struct{ *Client } // of a context whose requests the client's transports leave alone
 )
 
 // KeyContext returns a context whose requests, by [Client.Transport] and the

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -50,9 +51,11 @@ type TransportOptions struct {
 	// negative: nothing.
 	Peek int
 
-	// Buffer is up to which Content-Length the body of a request that has no GetBody is
-	// read before it is sent, so that it can be sent again, in bytes. A longer one and
-	// one of unknown length are sent once. Default: 64 KiB; negative: none is read.
+	// Buffer is how much of the body of a request that has no GetBody is kept, so that it
+	// can be sent again, in bytes. A body whose Content-Length is no more than that is
+	// read before it is sent. One of unknown length is kept as it is sent, and can be sent
+	// again if it was that short and had ended when it was refused. Default: 64 KiB;
+	// negative: none is kept.
 	Buffer int
 }
 
@@ -79,8 +82,9 @@ type TransportOptions struct {
 // wrapped in a [*url.Error] from an http.Client. [ErrInvalid] is returned for any
 // request when c's upstream is not an http or https URL and there is no Allow.
 //
-// Requests made with the context of a [Scope] use its session; inside its SetUp the
-// one to be set up, and are sent once. The caller's request is not changed, and is
+// Requests made with the context of a [Scope] use its session. Inside its SetUp they use
+// the one to be set up and are sent once, and its refusal is an error, for the SetUp to
+// return: then the scope repairs it. The caller's request is not changed, and is
 // what the answer's Request says, so it shows no token. Leave the http.Client's Jar
 // nil where the upstream sets cookies: a jar knows no keys.
 func (c *Client) Transport(base http.RoundTripper, opts *TransportOptions) http.RoundTripper {
@@ -227,7 +231,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, t.bad
 	}
 	ctx := r.Context()
-	if r.URL == nil || ctx.Value(bareKey{t.c.core}) != nil || t.home != nil && !t.atHome(r) {
+	if r.URL == nil || ctx.Value(bareKey{t.c}) != nil || t.home != nil && !t.atHome(r) {
 		return x.bare()
 	}
 	key, err := t.Key(r)
@@ -242,10 +246,22 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return x.result(t.c.Do(ctx, key, x.run))
 	}
 	if s, ok := ctx.Value(setUpKey{sc}).(Session); ok {
-		x.once = true
-		return x.result(x.run(ctx, s))
+		return x.setUp(ctx, s)
 	}
 	return x.result(sc.Do(ctx, x.run))
+}
+
+// setUp sends the request of a [Scope.SetUp] with the session to be set up, once. A
+// refusal of that is an error, which the scope knows: returned by the SetUp's func it
+// is repaired like that of any request.
+func (x *exchange) setUp(ctx context.Context, s Session) (*http.Response, error) {
+	x.once = true
+	err := x.run(ctx, s)
+	if err != nil && x.answer != nil {
+		drain(x.answer.Body)
+		x.answer, err = nil, Reject(err)
+	}
+	return x.result(err)
 }
 
 // atHome reports whether r goes to the client's upstream. A Host header is
@@ -338,6 +354,12 @@ func (x *exchange) run(ctx context.Context, s Session) error {
 	if err != nil {
 		return err
 	}
+	judged := false
+	defer func() {
+		if !judged && x.answer != nil { // a func of the user panicked
+			_ = x.answer.Body.Close()
+		}
+	}()
 	x.sent++
 	answer, err := x.base.RoundTrip(r) //nolint:bodyclose // the caller's to close, or drained
 	verdict := NotRejected
@@ -347,11 +369,13 @@ func (x *exchange) run(ctx context.Context, s Session) error {
 	case err == nil && answer != nil:
 		verdict, err = x.take(answer)
 	}
+	again := verdict != NotRejected && x.again(ctx, verdict)
+	judged = true
 	switch {
 	case verdict == NotRejected:
 		x.err = err
 		return nil
-	case !x.again(ctx, verdict):
+	case !again:
 		return &rejectedError{err, rejectedForGood}
 	case x.answer != nil:
 		drain(x.answer.Body)
@@ -378,7 +402,7 @@ func (x *exchange) take(answer *http.Response) (Verdict, error) {
 
 // request returns a copy of the caller's request with s.
 func (x *exchange) request(ctx context.Context, s Session) (*http.Request, error) {
-	r := x.r.Clone(context.WithValue(ctx, bareKey{x.c.core}, true))
+	r := x.r.Clone(context.WithValue(ctx, bareKey{x.c}, true))
 	r.Trailer = x.r.Trailer // the caller fills it in while the body is read
 	if r.Header == nil {
 		r.Header = make(http.Header)
@@ -407,8 +431,43 @@ func (x *exchange) keep(ctx context.Context, r *http.Request) error {
 		x.body = r.GetBody
 	case r.ContentLength > 0 && r.ContentLength <= int64(x.Buffer):
 		return x.buffer(ctx, r)
+	case r.ContentLength <= 0 && x.Buffer > 0:
+		kept := &keptBody{ReadCloser: r.Body, max: x.Buffer}
+		r.Body, x.body = kept, kept.again
 	}
 	return nil
+}
+
+// keptBody keeps a stream as it is read. It is not read ahead of time, for its end may
+// wait for the answer.
+type keptBody struct {
+	io.ReadCloser
+	max int
+
+	mu    sync.Mutex
+	bytes []byte // nil: too many
+	whole bool   // it has ended
+}
+
+func (k *keptBody) Read(p []byte) (int, error) {
+	n, err := k.ReadCloser.Read(p)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.bytes = append(k.bytes, p[:n]...); len(k.bytes) > k.max {
+		k.bytes, k.max = nil, -1
+	}
+	k.whole = k.whole || err == io.EOF
+	return n, err
+}
+
+// again returns the body once more, if all of it is here.
+func (k *keptBody) again() (io.ReadCloser, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.whole || k.max < 0 {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return io.NopCloser(bytes.NewReader(k.bytes)), nil
 }
 
 // buffer reads the body of r, which says that it is short. A body that is as long as
@@ -473,22 +532,14 @@ func repeatable(ctx context.Context, r *http.Request) bool {
 	return key || xkey
 }
 
-func (x *exchange) verdict(answer *http.Response) (v Verdict) {
-	if x.Rejected == nil {
-		if answer.StatusCode == http.StatusUnauthorized {
-			return RejectedBefore
-		}
-		return NotRejected
+func (x *exchange) verdict(answer *http.Response) Verdict {
+	switch {
+	case x.Rejected != nil:
+		return x.Rejected(answer, peek(answer, x.Peek))
+	case answer.StatusCode == http.StatusUnauthorized:
+		return RejectedBefore
 	}
-	judged := false
-	defer func() {
-		if !judged { // Rejected panicked
-			_ = answer.Body.Close()
-		}
-	}()
-	v = x.Rejected(answer, peek(answer, x.Peek))
-	judged = true
-	return v
+	return NotRejected
 }
 
 // peek returns how the body of answer begins, up to n bytes, and puts that back.
@@ -497,15 +548,7 @@ func peek(answer *http.Response, n int) []byte {
 	if n < 0 || length == 0 || length < 0 && answer.StatusCode < 400 {
 		return nil
 	}
-	if length > 0 {
-		n = min(n, int(min(length, 1<<30)))
-	}
-	head := make([]byte, n)
-	got, err := io.ReadFull(answer.Body, head)
-	head = head[:got]
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		err = nil // the body says so again
-	}
+	head, err := io.ReadAll(io.LimitReader(answer.Body, int64(n)))
 	answer.Body = &readCloser{io.MultiReader(bytes.NewReader(head), failing{err}, answer.Body), answer.Body}
 	return head
 }

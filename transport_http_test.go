@@ -449,6 +449,61 @@ func TestWireBodyIsClosedWhenApplyPanics(t *testing.T) {
 	assert.Empty(t, site.requests())
 }
 
+// A body that is not what its request says, or fails, is base's to see: nothing is
+// cut off or made up on the way.
+func TestWireBrokenBodiesReachBaseAsTheyAre(t *testing.T) {
+	broken := errors.New("cable is cut")
+	for content, fails := range map[string]error{"123": nil, "12345": nil, "": nil, "12": broken, "1234": broken, "12345678": broken} {
+		for _, length := range []int64{4, -1} {
+			rt := wireClient(t, acme, &upstream{}).Transport(baseFunc(func(r *http.Request) (*http.Response, error) {
+				got, err := io.ReadAll(r.Body)
+				assert.Equal(t, content, string(got))
+				assert.Equal(t, fails, err)
+				assert.Equal(t, length, r.ContentLength)
+				return answering(r)
+			}), &sessionlock.TransportOptions{Key: sessionlock.FixedKey(wireKey)})
+			body := io.Reader(strings.NewReader(content))
+			if fails != nil {
+				body = io.MultiReader(body, iotest.ErrReader(fails))
+			}
+			r := wireRequest(t, http.MethodPost, acme, io.MultiReader(body))
+			r.ContentLength = length
+			assert.Equal(t, http.StatusOK, wireDo(t, rt, r).status)
+		}
+	}
+}
+
+// When a body cannot be opened again, the refusal is the answer.
+func TestWireRefusalIsTheAnswerWhenTheBodyIsGone(t *testing.T) {
+	everyWay(t, wires, func(t *testing.T, y way) {
+		site := y.serve(t, ok)
+		site.revoke("bob/1")
+		r := wireRequest(t, http.MethodPost, site.URL, strings.NewReader("body"))
+		r.GetBody = func() (io.ReadCloser, error) { return nil, errors.New("gone") }
+		got := wireDo(t, site.over(t, y.options()), r)
+		assert.Equal(t, http.StatusUnauthorized, got.status)
+		assert.Equal(t, "dead\n", got.body)
+		assert.Len(t, site.requests(), 1)
+	})
+}
+
+// Requests that net/http would not make by itself end in an error at worst.
+func TestWireIncompleteRequestsDoNotPanic(t *testing.T) {
+	for _, allow := range []func(sessionlock.Session, *url.URL) bool{nil, func(sessionlock.Session, *url.URL) bool { return true }} {
+		site := wires[0].serve(t, ok)
+		rt := site.over(t, sessionlock.TransportOptions{Allow: allow})
+		r := wireRequest(t, http.MethodGet, site.URL, nil)
+		r.Header, r.Method = nil, ""
+		assert.Equal(t, "fine", wireDo(t, rt, r).body)
+		assert.Nil(t, r.Header)
+		var all bodies
+		r = wireRequest(t, http.MethodPost, site.URL, all.open(strings.NewReader("body")))
+		r.URL = nil
+		assert.Error(t, readAll(rt.RoundTrip, r))
+		assert.Zero(t, all.unclosed())
+	}
+}
+
 // Apply may do to its copy what it likes.
 func TestWireCallersRequestIsNotTouched(t *testing.T) {
 	everyWay(t, wires, func(t *testing.T, y way) {
@@ -558,7 +613,7 @@ func TestWireAnswersAreNoErrors(t *testing.T) {
 		}
 		site.revoke("bob/2")
 		site.revoke("bob/3")
-		got := wireDo(t, rt, wireRequest(t, http.MethodPost, site.URL+"/?status=200", io.MultiReader(strings.NewReader("once"))))
+		got := wireDo(t, rt, wireRequest(t, http.MethodPost, site.URL+"/?status=200", io.MultiReader(strings.NewReader(strings.Repeat("once", 20<<10)))))
 		if y.repaired {
 			assert.Equal(t, http.StatusUnauthorized, got.status)
 			assert.Equal(t, "dead\n", got.body)

@@ -658,8 +658,12 @@ func TestBodyIsSentAgainIfItCanBe(t *testing.T) {
 		"as long as a buffer of ten":           {body: text(10), length: 10, buffer: 10, times: 2},
 		"longer than a buffer of ten":          {body: text(11), length: 11, buffer: 10, times: 1},
 		"without a buffer":                     {body: "x", length: 1, buffer: -1, times: 1},
-		"of unknown length":                    {body: "stream", length: -1, times: 1},
-		"of a length that nobody set":          {body: "stream", length: 0, times: 1},
+		"of unknown length":                    {body: "stream", length: -1, times: 2},
+		"of a length that nobody set":          {body: "stream", length: 0, times: 2},
+		"of unknown length, the buffer's":      {body: text(10), length: -1, buffer: 10, times: 2},
+		"of unknown length, and longer":        {body: text(11), length: -1, buffer: 10, times: 1},
+		"of unknown length, much longer":       {body: text(200 << 10), length: -1, times: 1},
+		"of unknown length, without a buffer":  {body: "stream", length: -1, buffer: -1, times: 1},
 		"with GetBody":                         {body: "again", length: 5, getBody: getBody("again"), times: 2},
 		"with GetBody, without a buffer":       {body: "again", length: 5, getBody: getBody("again"), buffer: -1, times: 2},
 		"with GetBody, longer than the buffer": {body: text(100), length: 100, getBody: getBody(text(100)), buffer: 10, times: 2},
@@ -690,6 +694,21 @@ func TestBodyIsSentAgainIfItCanBe(t *testing.T) {
 			assert.Zero(t, w.far.left())
 		})
 	}
+}
+
+// What has not been read to its end when the answer comes is not there to be sent.
+func TestStreamThatGoesOnIsNotSentAgain(t *testing.T) {
+	w := newWeb(t, nil)
+	require.Equal(t, "bob/1", tokenOf(t, w.c, "bob"))
+	sent := 0
+	w.Transport = w.c.Transport(tripFunc(func(r *http.Request) (*http.Response, error) {
+		sent++
+		_, err := io.ReadFull(r.Body, make([]byte, 4))
+		require.NoError(t, err)
+		return reply(http.StatusUnauthorized, refusal), nil
+	}), nil)
+	assert.Equal(t, fetched{status: http.StatusUnauthorized, body: refusal}, w.fetch(posted(t, bodyOf("body, and more"), -1)))
+	assert.Equal(t, 1, sent)
 }
 
 func TestRequestWithoutABodyIsSentAgainWithoutOne(t *testing.T) {
@@ -918,7 +937,11 @@ func TestRequestThatMayHaveBeenExecutedIsSentAgainIfThatIsSafe(t *testing.T) {
 	}
 	for name, row := range rows {
 		t.Run(name, func(t *testing.T) {
-			w := newWeb(t, &sessionlock.TransportOptions{Rejected: maybeExecuted})
+			opts := &sessionlock.TransportOptions{Rejected: maybeExecuted}
+			if row.stream {
+				opts.Buffer = -1
+			}
+			w := newWeb(t, opts)
 			w.refusedOnce(t)
 			ctx := sessionlock.KeyContext(t.Context(), "bob")
 			if row.safe {
@@ -1383,7 +1406,11 @@ func TestErrorOfBaseThatIsARejectionIsRepairedIfTheBodyCanBeSentAgain(t *testing
 		"another error":                          {code: 101, times: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWeb(t, nil, sessionlock.WithRejected(byCode))
+			opts := new(sessionlock.TransportOptions)
+			if row.stream {
+				opts.Buffer = -1
+			}
+			w := newWeb(t, opts, sessionlock.WithRejected(byCode))
 			require.Equal(t, "bob/1", tokenOf(t, w.c, "bob"))
 			w.far.script = func(_ int, r *http.Request) (*http.Response, error) {
 				if tokenOn(r) == "bob/1" {
@@ -1583,8 +1610,8 @@ func TestRequestOfSetUpThatIsRefusedIsSentOnce(t *testing.T) {
 		sc.SetUp(func(ctx context.Context, s sessionlock.Session) error {
 			f := w.fetch(requestFor(sessionlock.IdempotentContext(ctx), t, http.MethodPut, strings.NewReader("globals")))
 			if s.Token.Reveal() == "bob/1" {
-				assert.Equal(t, fetched{status: http.StatusUnauthorized, body: refusal}, f)
-				return sessionlock.Reject(errDead) // for the request that needs the set-up to repair
+				assert.Zero(t, f.status)
+				return f.err // for the request that needs the set-up to repair
 			}
 			assert.Equal(t, fetched{status: http.StatusOK, body: "bob/2"}, f)
 			return f.err

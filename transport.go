@@ -257,11 +257,13 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 func (x *exchange) setUp(ctx context.Context, s Session) (*http.Response, error) {
 	x.once = true
 	err := x.run(ctx, s)
-	if err != nil && x.answer != nil {
-		drain(x.answer.Body)
-		x.answer, err = nil, Reject(err)
+	if verdictIn(err) == NotRejected {
+		return x.result(err)
 	}
-	return x.result(err)
+	if x.answer != nil {
+		drain(x.answer.Body)
+	}
+	return nil, Reject(err)
 }
 
 // atHome reports whether r goes to the client's upstream. A Host header is

@@ -1624,6 +1624,35 @@ func TestRequestOfSetUpThatIsRefusedIsSentOnce(t *testing.T) {
 	assert.Zero(t, w.far.left())
 }
 
+type refusing struct{ dead string }
+
+func (r refusing) RoundTrip(q *http.Request) (*http.Response, error) {
+	if q.Header.Get("Authorization") == "Bearer "+r.dead {
+		return nil, sessionlock.Reject(errDead)
+	}
+	return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Request: q}, nil
+}
+
+func TestRejectionByBaseInsideSetUpIsRepaired(t *testing.T) {
+	u := &upstream{}
+	c := newClient(t, u, new(sessionlock.MemoryCache))
+	hc := &http.Client{Transport: c.Transport(refusing{"bob/1"}, &sessionlock.TransportOptions{Allow: func(sessionlock.Session, *url.URL) bool { return true }})}
+	err := c.Scope(t.Context(), "bob", func(ctx context.Context, sc *sessionlock.Scope) error {
+		sc.SetUp(func(ctx context.Context, _ sessionlock.Session) error {
+			req, err := http.NewRequestWithContext(sessionlock.KeyContext(ctx, "bob"), http.MethodGet, acme, http.NoBody)
+			require.NoError(t, err)
+			resp, err := hc.Do(req)
+			if err == nil {
+				err = resp.Body.Close()
+			}
+			return err
+		})
+		return sc.Do(ctx, func(context.Context, sessionlock.Session) error { return nil })
+	})
+	require.NoError(t, err)
+	assert.Equal(t, 2, u.logins())
+}
+
 func TestFailedSetUpIsTheRequestsError(t *testing.T) {
 	w := newWeb(t, nil)
 	body := bodyOf("body")

@@ -122,7 +122,7 @@ type Monitor struct {
 
 	mu       sync.Mutex
 	closed   bool
-	floor    uint64              // the highest epoch this process has seen, of any session
+	floor    uint64              // the highest epoch this process has seen and believes, of any session
 	sessions map[string]*session // that this process guards, by name
 	stop     context.CancelFunc  // ends the renewals; nil: none run
 	running  sync.WaitGroup
@@ -403,10 +403,17 @@ func (m *Monitor) judge(r *registration, now Registration) {
 	}
 }
 
+// maxAhead is how far a store's clock may be ahead of this process's for its epochs to
+// be believed of other sessions. Who can write to one registration must not be able to
+// use up the numbers of all.
+const maxAhead = 24 * time.Hour
+
 // learn notes an epoch of s: what is older is superseded. m.mu is held.
 func (m *Monitor) learn(s *session, epoch uint64) {
 	s.latest = max(s.latest, epoch)
-	m.floor = max(m.floor, epoch)
+	if epoch <= uint64(time.Now().Add(maxAhead).UnixMicro()) {
+		m.floor = max(m.floor, epoch)
+	}
 	for r := range s.guards {
 		if r.epoch < s.latest {
 			m.fail(r, &SupersededError{Epoch: r.epoch, By: s.latest, id: r.id})
@@ -597,7 +604,9 @@ func (g *Guard) Check(ctx context.Context) error {
 // here too. A newer request that has registered and not yet written does not stop
 // write: where it must, it claims the row first.
 //
-// Errors: those of [Guard.Check], and then nothing was written; write's own.
+// Once this process knows that the request is superseded write is not called: the
+// comparison is for what comes after the check. Errors: those of [Guard.Check], and then
+// nothing was written; write's own.
 func (g *Guard) Commit(ctx context.Context, write func(ctx context.Context, epoch uint64) (applied bool, err error)) error {
 	if write == nil {
 		return fmt.Errorf("%w: func is nil", ErrInvalid)
@@ -667,8 +676,7 @@ func refusal(err error) (now Registration, ok bool) {
 	if !ok {
 		return now, said.Error() == "SUPERSEDED"
 	}
-	now, _ = parseRegistration(text)
-	return now, true
+	return parseRegistration(text), true
 }
 
 // open returns the registration of a guard that may still commit.

@@ -13,8 +13,10 @@ import (
 // a newer request for the session registers, on any node, and [FromContext] finds the
 // guard in it.
 //
-// What the handler answers is the answer. If it returns without one, a superseded
-// request is answered with 409 ([WithConflict]), one whose registration was lost with 503.
+// What the handler answers is the answer. A handler whose context has ended should
+// return without one: what a driver or client returns then is context.Canceled, not the
+// cause, and an answer of 500 made of it hides that it was superseded. A superseded
+// request without an answer is answered with 409 ([WithConflict]), one whose registration was lost with 503.
 // A request that could not be registered is answered with 503, for an invalid session
 // with 400, and its handler is not called. A panic passes through.
 //

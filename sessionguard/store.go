@@ -26,10 +26,14 @@ type Registration struct {
 // String is how the Redis store keeps it.
 func (r Registration) String() string { return strconv.FormatUint(r.Epoch, 10) + " " + r.Token }
 
-func parseRegistration(s string) (Registration, bool) {
-	number, token, _ := strings.Cut(s, " ")
+// parseRegistration reads one; what is none of ours is nobody.
+func parseRegistration(s string) Registration {
+	number, token, ok := strings.Cut(s, " ")
 	n, err := strconv.ParseUint(number, 10, 64)
-	return Registration{n, token}, err == nil
+	if !ok || err != nil || n > epoch.Max {
+		return Registration{}
+	}
+	return Registration{n, token}
 }
 
 // Store keeps the registrations of a fleet. guardtest.StoreTest shows whether an
@@ -214,8 +218,7 @@ func (s *redisStore) read(ctx context.Context, args ...any) (Registration, error
 	if err != nil {
 		return Registration{}, err
 	}
-	r, _ := parseRegistration(text) // what is none of ours is nobody's
-	return r, nil
+	return parseRegistration(text), nil
 }
 
 // Watch gives no hints on a Ring, which has no subscription that spans its shards.

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/sessionlock/sessionlock"
+	"github.com/sessionlock/sessionlock/examples/postgres/pgserver"
 )
 
 // The bare cost of everything here is one round trip of the same pool, taken in
@@ -42,10 +43,10 @@ func turns(b *testing.B, ours func(i int) error, others ...func(i int) error) (m
 
 func benchStore(b *testing.B) (s *Store, roundTrip func(int) error) {
 	b.Helper()
-	db, err := startServer(context.Background())
+	db, err := pgserver.Start(context.Background())
 	mustStart(b, err)
-	b.Cleanup(db.stop)
-	s = storeAt(b, db.url(db.addr(), "postgres"))
+	b.Cleanup(db.Stop)
+	s = storeAt(b, db.URL(db.Addr(), "postgres"))
 	return s, func(int) error {
 		var one int
 		return s.pool.QueryRow(b.Context(), `SELECT 1`).Scan(&one)

@@ -25,6 +25,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sessionlock/sessionlock/examples/postgres/pgserver"
 	"github.com/sessionlock/sessionlock/sessionlocktest"
 )
 
@@ -60,13 +61,13 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer upstream.Close()
-	upstream.Delay(200 * time.Millisecond)   // a login takes its time
-	db, err := startServer(ctx, "fsync=off") // it is killed here, the machine is not
+	upstream.Delay(200 * time.Millisecond)      // a login takes its time
+	db, err := pgserver.Start(ctx, "fsync=off") // it is killed here, the machine is not
 	if err != nil {
 		return err
 	}
-	defer db.stop()
-	workers, err := startFleet(ctx, upstream.URL, db.url(db.addr(), "postgres"))
+	defer db.Stop()
+	workers, err := startFleet(ctx, upstream.URL, db.URL(db.Addr(), "postgres"))
 	defer workers.stop()
 	if err != nil {
 		return err
@@ -85,7 +86,7 @@ func run(ctx context.Context) error {
 // stage is what the acts are played on.
 type stage struct {
 	upstream *sessionlocktest.Upstream
-	db       *server
+	db       *pgserver.Server
 	workers  fleet
 }
 
@@ -120,7 +121,7 @@ func (s *stage) revoke(user string) func(context.Context) error {
 // database bob cannot be helped: nobody knows who may log in.
 func (s *stage) outage(ctx context.Context) error {
 	pause(ctx, 200*time.Millisecond)
-	s.db.kill()
+	s.db.Kill()
 	pause(ctx, 100*time.Millisecond) // its connections live on for a moment
 	before := s.upstream.Ledger().Accounts[bob].Sent
 	s.upstream.Revoke(bob)
@@ -129,7 +130,7 @@ func (s *stage) outage(ctx context.Context) error {
 	if n := s.upstream.Ledger().Accounts[bob].Sent - before; n > 0 {
 		err = fmt.Errorf("  %d logins of %s without the database", n, bob)
 	}
-	return errors.Join(err, s.db.restart(ctx))
+	return errors.Join(err, s.db.Restart(ctx))
 }
 
 // play has the workers play a, prints its line, and holds what callers and

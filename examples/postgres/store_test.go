@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/sessionlock/sessionlock"
+	"github.com/sessionlock/sessionlock/examples/postgres/pgserver"
 	"github.com/sessionlock/sessionlock/internal/redistest"
 	"github.com/sessionlock/sessionlock/sessionlocktest"
 )
@@ -34,21 +35,21 @@ const (
 // that is done to it here.
 var shared struct {
 	once sync.Once
-	*server
+	*pgserver.Server
 	err error
 }
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if shared.server != nil {
-		shared.stop()
+	if shared.Server != nil {
+		shared.Stop()
 	}
 	os.Exit(code)
 }
 
 // db is a database of one test.
 type db struct {
-	*server
+	*pgserver.Server
 	name string
 }
 
@@ -56,17 +57,17 @@ type db struct {
 // SESSIONLOCK_REQUIRE_REDIS=1.
 func newDB(t *testing.T) db {
 	t.Helper()
-	shared.once.Do(func() { shared.server, shared.err = startServer(context.Background(), "fsync=off") })
+	shared.once.Do(func() { shared.Server, shared.err = pgserver.Start(context.Background(), "fsync=off") })
 	mustStart(t, shared.err)
-	d := db{shared.server, "test_" + strings.ToLower(rand.Text())}
-	root, err := pgx.Connect(t.Context(), d.server.url(d.addr(), "postgres"))
+	d := db{shared.Server, "test_" + strings.ToLower(rand.Text())}
+	root, err := pgx.Connect(t.Context(), d.URL(d.Addr(), "postgres"))
 	require.NoError(t, err)
 	defer root.Close(t.Context())
 	_, err = root.Exec(t.Context(), "CREATE DATABASE "+d.name)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(t.Context())
-		root, err := pgx.Connect(ctx, d.server.url(d.addr(), "postgres"))
+		root, err := pgx.Connect(ctx, d.URL(d.Addr(), "postgres"))
 		require.NoError(t, err)
 		defer root.Close(ctx)
 		_, err = root.Exec(ctx, "DROP DATABASE "+d.name+" WITH (FORCE)")
@@ -77,25 +78,25 @@ func newDB(t *testing.T) db {
 
 func mustStart(tb testing.TB, err error) {
 	tb.Helper()
-	if errors.Is(err, errNoPostgres) && os.Getenv("SESSIONLOCK_REQUIRE_REDIS") != "1" {
+	if errors.Is(err, pgserver.ErrMissing) && os.Getenv("SESSIONLOCK_REQUIRE_REDIS") != "1" {
 		tb.Skipf("%v; THIS TEST DID NOT RUN", err)
 	}
 	require.NoError(tb, err)
 }
 
-func (d db) url(addr string) string { return d.server.url(addr, d.name) }
+func (d db) url(addr string) string { return d.URL(addr, d.name) }
 
 // crash kills the server; it is back when the test ends, at the latest.
 func (d db) crash(t *testing.T) {
 	t.Helper()
-	d.kill()
+	d.Kill()
 	t.Cleanup(func() { d.comeBack(t) })
 }
 
 func (d db) comeBack(t *testing.T) {
 	t.Helper()
-	if !d.running() {
-		require.NoError(t, d.restart(context.WithoutCancel(t.Context())))
+	if !d.Running() {
+		require.NoError(t, d.Restart(context.WithoutCancel(t.Context())))
 	}
 }
 
@@ -113,7 +114,7 @@ func storeAt(tb testing.TB, url string) *Store {
 
 func storeOn(t *testing.T, d db) *Store {
 	t.Helper()
-	return storeAt(t, d.url(d.addr()))
+	return storeAt(t, d.url(d.Addr()))
 }
 
 func TestStoreIsACache(t *testing.T) {
@@ -219,7 +220,7 @@ func TestProcessesMayMigrateAtOnce(t *testing.T) {
 	d := newDB(t)
 	var all sync.WaitGroup
 	for range 8 {
-		pool, err := pgxpool.New(t.Context(), d.url(d.addr()))
+		pool, err := pgxpool.New(t.Context(), d.url(d.Addr()))
 		require.NoError(t, err)
 		t.Cleanup(pool.Close)
 		require.NoError(t, pool.Ping(t.Context()))
@@ -290,10 +291,10 @@ func TestWatchersAreCalledForEachNewConnection(t *testing.T) {
 // A connection that is open on this side only says nothing, and nothing tells.
 func TestSilentConnectionIsReplaced(t *testing.T) {
 	d := newDB(t)
-	proxy := redistest.NewProxy(t, d.addr())
+	proxy := redistest.NewProxy(t, d.Addr())
 	var way atomic.Value // where new connections go
 	way.Store(proxy.Addr())
-	config, err := pgxpool.ParseConfig(d.url(d.addr()))
+	config, err := pgxpool.ParseConfig(d.url(d.Addr()))
 	require.NoError(t, err)
 	config.ConnConfig.DialFunc = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, network, way.Load().(string))
@@ -305,7 +306,7 @@ func TestSilentConnectionIsReplaced(t *testing.T) {
 	t.Cleanup(s.Close)
 	calls := counted(t, s, "k")
 	proxy.BlackHole()
-	way.Store(d.addr())
+	way.Store(d.Addr())
 	require.Eventually(t, func() bool { return calls.Load() > 1 }, soon, tick)
 }
 

@@ -19,7 +19,10 @@ if now then
 		redis.call('PEXPIRE', KEYS[1], ARGV[3])
 		return epoch
 	end
-	last = tonumber(epoch or 0)
+	last = tonumber(epoch or 0) or 0
+	if last >= 9007199254740991 then -- none of ours
+		last = 0
+	end
 end
 local time = redis.call('TIME')
 local next = math.max(last + 1, tonumber(ARGV[2]) + 1, tonumber(time[1]) * 1000000 + tonumber(time[2]))

@@ -1,7 +1,6 @@
-package main
-
-// server.go is a PostgreSQL of our own: in a temporary folder, on a free port of
-// loopback, with a random password.
+// Package pgserver starts a PostgreSQL for an example: Debian's, or whichever is in
+// PATH, with a temporary folder, a free port of loopback and a random password.
+package pgserver
 
 import (
 	"bytes"
@@ -21,7 +20,9 @@ import (
 
 const startLimit = 15 * time.Second
 
-type server struct {
+// Server is one that may die and come back, with its data. Its methods are for one
+// goroutine, but for Addr and URL.
+type Server struct {
 	dir, port, password string
 	settings            []string
 	postgres            string
@@ -29,7 +30,8 @@ type server struct {
 	exited              chan struct{}
 }
 
-var errNoPostgres = errors.New("there is no PostgreSQL in PATH or /usr/lib/postgresql; Debian has it in postgresql (apt-get install postgresql)")
+// ErrMissing says that there is no PostgreSQL on this machine.
+var ErrMissing = errors.New("there is no PostgreSQL in PATH or /usr/lib/postgresql; Debian has it in postgresql (apt-get install postgresql)")
 
 // binaries returns the folder that initdb and postgres are in. Debian has it in
 // no PATH.
@@ -45,12 +47,12 @@ func binaries() (string, error) {
 			return folders[i], nil
 		}
 	}
-	return "", errNoPostgres
+	return "", ErrMissing
 }
 
-// startServer returns when the server answers; stop ends it. The settings are
-// like those in postgresql.conf.
-func startServer(ctx context.Context, settings ...string) (*server, error) {
+// Start returns when the server answers; Stop ends it. The settings are like those
+// in postgresql.conf.
+func Start(ctx context.Context, settings ...string) (*Server, error) {
 	bin, err := binaries()
 	if err != nil {
 		return nil, err
@@ -59,16 +61,16 @@ func startServer(ctx context.Context, settings ...string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &server{dir: dir, password: rand.Text(), settings: settings, postgres: filepath.Join(bin, "postgres")}
+	s := &Server{dir: dir, password: rand.Text(), settings: settings, postgres: filepath.Join(bin, "postgres")}
 	secret := filepath.Join(dir, "password")
 	if err := errors.Join(os.WriteFile(secret, []byte(s.password), 0o600), giveAway(dir, secret)); err != nil {
-		s.stop()
+		s.Stop()
 		return nil, err
 	}
 	initdb := s.command(ctx, filepath.Join(bin, "initdb"), "--pgdata", s.data(), "--username", "sessionlock",
 		"--auth", "scram-sha-256", "--pwfile", secret, "--encoding", "UTF8", "--locale", "C", "--no-sync")
 	if out, err := initdb.CombinedOutput(); err != nil {
-		s.stop()
+		s.Stop()
 		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
 	}
 	// Between choosing a port and using it another process can take it.
@@ -80,7 +82,7 @@ func startServer(ctx context.Context, settings ...string) (*server, error) {
 			return s, nil
 		}
 	}
-	s.stop()
+	s.Stop()
 	return nil, err
 }
 
@@ -94,18 +96,20 @@ func freePort() (string, error) {
 	return port, err
 }
 
-func (s *server) data() string { return filepath.Join(s.dir, "data") }
+func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 
-func (s *server) addr() string { return net.JoinHostPort("127.0.0.1", s.port) }
+// Addr returns host:port.
+func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", s.port) }
 
-// url is what pgx connects to, by way of addr.
-func (s *server) url(addr, database string) string {
+// URL is what pgx connects to, by way of addr. It holds the password. A new server
+// has the database postgres.
+func (s *Server) URL(addr, database string) string {
 	return fmt.Sprintf("postgres://sessionlock:%s@%s/%s?sslmode=disable", s.password, addr, database)
 }
 
 // command returns one that does not run as root, which PostgreSQL refuses, and in
 // a folder that it may enter.
-func (s *server) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+func (s *Server) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // nothing of it comes from outside
 	cmd.Dir = s.dir
 	cmd.SysProcAttr = unprivileged()
@@ -113,7 +117,7 @@ func (s *server) command(ctx context.Context, name string, args ...string) *exec
 }
 
 // launch starts the process and returns when it takes connections.
-func (s *server) launch(ctx context.Context) error {
+func (s *Server) launch(ctx context.Context) error {
 	args := []string{"-D", s.data(), "-p", s.port, "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="}
 	for _, setting := range s.settings {
 		args = append(args, "-c", setting)
@@ -146,13 +150,14 @@ func (s *server) launch(ctx context.Context) error {
 }
 
 // ready looks into the file that says so; its first line is of which process.
-func (s *server) ready() bool {
+func (s *Server) ready() bool {
 	b, err := os.ReadFile(filepath.Join(s.data(), "postmaster.pid"))
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
 	return err == nil && lines[0] == strconv.Itoa(s.cmd.Process.Pid) && strings.TrimSpace(lines[len(lines)-1]) == "ready"
 }
 
-func (s *server) running() bool {
+// Running reports whether the process lives.
+func (s *Server) Running() bool {
 	select {
 	case <-s.exited:
 		return false
@@ -161,12 +166,12 @@ func (s *server) running() bool {
 	}
 }
 
-// kill ends the server as a crash would.
-func (s *server) kill() { s.end(os.Kill) }
+// Kill ends the server as a crash would.
+func (s *Server) Kill() { s.end(os.Kill) }
 
-// restart starts a server that was killed again, on its port and data. The first
+// Restart starts a server that was killed again, on its port and data. The first
 // tries may find what the killed one has left behind still ending.
-func (s *server) restart(ctx context.Context) error {
+func (s *Server) Restart(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	for {
@@ -182,14 +187,14 @@ func (s *server) restart(ctx context.Context) error {
 	}
 }
 
-// stop ends the server and removes its data.
-func (s *server) stop() {
+// Stop ends the server and removes its data.
+func (s *Server) Stop() {
 	s.end(syscall.SIGQUIT) // at once, but its own processes first
 	_ = os.RemoveAll(s.dir)
 }
 
 // end sends sig, and returns when the process is gone.
-func (s *server) end(sig os.Signal) {
+func (s *Server) end(sig os.Signal) {
 	if s.cmd == nil {
 		return
 	}

@@ -124,6 +124,7 @@ type Monitor struct {
 	closed   bool
 	floor    uint64              // the highest epoch this process has seen and believes, of any session
 	sessions map[string]*session // that this process guards, by name
+	young    []named             // those that are not watched yet, oldest first
 	stop     context.CancelFunc  // ends the renewals; nil: none run
 	running  sync.WaitGroup
 }
@@ -134,7 +135,7 @@ type session struct {
 	pending int       // requests that are registering
 	latest  uint64    // the highest epoch seen
 	due     time.Time // when its registration is renewed
-	watch   *time.Timer
+	begun   time.Time // when this process began to guard it
 	unwatch func()
 	looking bool
 	again   bool // what is being looked at may have changed since
@@ -289,9 +290,12 @@ func (m *Monitor) enter(r *registration) (floor uint64, err error) {
 	}
 	s := m.sessions[r.name]
 	if s == nil {
-		s = &session{guards: map[*registration]bool{}}
-		s.watch = time.AfterFunc(watchAfter, func() { m.watch(r.name, s) })
+		s = &session{guards: map[*registration]bool{}, begun: time.Now()}
 		m.sessions[r.name] = s
+		m.young = append(m.young, named{r.name, s})
+		if len(m.young) == 1 {
+			time.AfterFunc(watchAfter, m.watchYoung)
+		}
 	}
 	s.pending++
 	r.session = s
@@ -310,7 +314,6 @@ func (m *Monitor) unlock(r *registration) {
 	var unwatch func()
 	if s.pending == 0 && len(s.guards) == 0 && m.sessions[r.name] == s {
 		delete(m.sessions, r.name)
-		s.watch.Stop()
 		unwatch = s.unwatch
 	}
 	m.mu.Unlock()
@@ -324,18 +327,33 @@ func (m *Monitor) unlock(r *registration) {
 // What came in between is found by the look that follows a subscription.
 const watchAfter = time.Millisecond
 
-// watch has s watched, unless nobody guards it any more.
-func (m *Monitor) watch(name string, s *session) {
+// watchYoung has the sessions watched that have been guarded for so long. One timer
+// serves all: setting one wakes a thread, which costs as much as the registration.
+func (m *Monitor) watchYoung() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for len(m.young) > 0 {
+		s := m.young[0]
+		if age := time.Since(s.begun); age < watchAfter && !m.closed {
+			time.AfterFunc(watchAfter-age, m.watchYoung)
+			return
+		}
+		m.young = m.young[1:]
+		m.watch(s)
+	}
+	m.young = nil
+}
+
+// watch has s watched, unless nobody guards it any more. m.mu is held.
+func (m *Monitor) watch(s named) {
 	w, ok := m.store.(Watcher)
-	if !ok || m.closed || m.sessions[name] != s {
+	if !ok || m.closed || m.sessions[s.name] != s.session {
 		return
 	}
-	s.unwatch = w.Watch(name, func() { go m.changed(name, s) })
+	s.unwatch = w.Watch(s.name, func() { go m.changed(s.name, s.session) })
 	s.again = true
 	if len(s.guards) > 0 {
-		m.look(name, s)
+		m.look(s.name, s.session)
 	}
 }
 
@@ -387,7 +405,6 @@ func (m *Monitor) see(ctx context.Context, name string, s *session, read func(co
 		s.due = time.Time{}
 		return err
 	}
-	s.due = time.Now().Add(m.ttl / 3)
 	for _, r := range guards {
 		m.judge(r, now)
 	}
@@ -458,7 +475,7 @@ func (m *Monitor) renewals(ctx context.Context) {
 					if failures.Load() >= renewers || ctx.Err() != nil {
 						continue
 					}
-					if m.see(ctx, s.name, s.session, m.renew) != nil {
+					if m.renew(ctx, s) != nil {
 						failures.Add(1)
 					} else {
 						failures.Store(0)
@@ -470,8 +487,14 @@ func (m *Monitor) renewals(ctx context.Context) {
 	}
 }
 
-func (m *Monitor) renew(ctx context.Context, name string) (Registration, error) {
-	return m.store.Renew(ctx, name, m.ttl)
+// renew puts off the next renewal; what fails is due again at once.
+func (m *Monitor) renew(ctx context.Context, s named) error {
+	m.mu.Lock()
+	s.due = time.Now().Add(m.ttl / 3)
+	m.mu.Unlock()
+	return m.see(ctx, s.name, s.session, func(ctx context.Context, name string) (Registration, error) {
+		return m.store.Renew(ctx, name, m.ttl)
+	})
 }
 
 type named struct {

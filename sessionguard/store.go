@@ -264,7 +264,11 @@ func (s *redisStore) probe(ctx context.Context, key string) error {
 	if err := s.rdb.Set(ctx, key, 1, time.Second).Err(); err != nil {
 		return err
 	}
-	if _, err := sub.ReceiveTimeout(ctx, probeWait); err != nil {
+	wait := probeWait
+	if end, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(end)/2) // or the caller is told that there was no answer
+	}
+	if _, err := sub.ReceiveTimeout(ctx, wait); err != nil {
 		if ctx.Err() == nil {
 			s.silent = time.Now().Add(probePause)
 			err = silent
@@ -275,5 +279,5 @@ func (s *redisStore) probe(ctx context.Context, key string) error {
 	return nil
 }
 
-// probeWait is how long an event may take: a good deal less than the op timeout.
+// probeWait is how long an event may take at most.
 const probeWait = 300 * time.Millisecond

@@ -38,7 +38,7 @@ func Example_readme() {
 			}
 		})))
 		defer monitor.Close(context.Background())
-		r := httptest.NewRequest(http.MethodPost, "/cart/7?items=lamp", strings.NewReader(""))
+		r := httptest.NewRequestWithContext(context.Background(), http.MethodPost, "/cart/7?items=lamp", strings.NewReader(""))
 		w := httptest.NewRecorder()
 		mux.ServeHTTP(w, r)
 		fmt.Print(w.Code, " ", w.Body)

@@ -406,18 +406,22 @@ func (m *Monitor) see(ctx context.Context, name string, s *session, read func(co
 		return err
 	}
 	for _, r := range guards {
-		m.judge(r, now)
+		_ = m.judge(r, now)
 	}
 	return nil
 }
 
-// judge compares r with what is registered, as read after r had registered. m.mu is
-// held.
-func (m *Monitor) judge(r *registration, now Registration) {
+// judge compares r with what is registered, as read after r had registered, and returns
+// why it is not r, if it is not. m.mu is held.
+func (m *Monitor) judge(r *registration, now Registration) error {
 	m.learn(r.session, now.Epoch)
-	if now != (Registration{r.epoch, r.token}) {
-		m.fail(r, r.error("guard", ErrLost))
+	switch {
+	case now == Registration{r.epoch, r.token}:
+		return r.failed
+	case now.Epoch > r.epoch:
+		return m.fail(r, r.superseded(now.Epoch))
 	}
+	return m.fail(r, r.error("guard", ErrLost))
 }
 
 // maxAhead is how far a store's clock may be ahead of this process's for its epochs to
@@ -433,19 +437,24 @@ func (m *Monitor) learn(s *session, epoch uint64) {
 	}
 	for r := range s.guards {
 		if r.epoch < s.latest {
-			m.fail(r, &SupersededError{Epoch: r.epoch, By: s.latest, id: r.id})
+			_ = m.fail(r, r.superseded(s.latest))
 		}
 	}
 }
 
-// fail ends r for ever, by the first of its reasons. m.mu is held.
-func (m *Monitor) fail(r *registration, err error) {
-	if r.failed != nil || r.ended {
-		return
+// fail ends r for ever, by the first of its reasons, which it returns. A request that is
+// over is not ended, but what it still tried is refused. m.mu is held.
+func (m *Monitor) fail(r *registration, err error) error {
+	switch {
+	case r.failed != nil:
+		return r.failed
+	case r.ended:
+		return err
 	}
 	r.failed = err
 	delete(r.session.guards, r)
 	r.cancel(err)
+	return err
 }
 
 // renewers is how many renewals are under way at once, and how many failures in a row
@@ -729,16 +738,18 @@ func (r *registration) state() (failed error, ended bool) { //nolint:revive // i
 func (r *registration) judge(now Registration) error {
 	r.m.mu.Lock()
 	defer r.m.unlock(r)
-	r.m.judge(r, now)
-	return r.failed
+	return r.m.judge(r, now)
 }
 
 // overtaken is what a store says by applying nothing.
 func (r *registration) overtaken() error {
 	r.m.mu.Lock()
 	defer r.m.unlock(r)
-	r.m.fail(r, &SupersededError{Epoch: r.epoch, id: r.id})
-	return r.failed
+	return r.m.fail(r, r.superseded(0))
+}
+
+func (r *registration) superseded(by uint64) error {
+	return &SupersededError{Epoch: r.epoch, By: by, id: r.id}
 }
 
 func (r *registration) error(verb string, err error) error {
@@ -749,14 +760,22 @@ func (r *registration) error(verb string, err error) error {
 func ask[T any](ctx context.Context, r *registration, verb string, op func(context.Context) (T, error)) (T, error) {
 	if ctx.Err() != nil {
 		var zero T
-		return zero, r.error(verb, context.Cause(ctx))
+		return zero, r.error(verb, gone(ctx))
 	}
 	v, err := bound.Call(ctx, r.m.opTimeout, op, nil)
 	switch {
 	case err == nil:
 		return v, nil
 	case ctx.Err() != nil:
-		return v, r.error(verb, context.Cause(ctx))
+		return v, r.error(verb, gone(ctx))
 	}
 	return v, r.error(verb, fmt.Errorf("%w: %w", ErrUnavailable, err))
+}
+
+// gone is why ctx has ended: its error, and its cause.
+func gone(ctx context.Context) error {
+	if cause := context.Cause(ctx); !errors.Is(ctx.Err(), cause) {
+		return fmt.Errorf("%w: %w", ctx.Err(), cause)
+	}
+	return ctx.Err()
 }

@@ -2,9 +2,6 @@ package sessionguard_test
 
 import (
 	"context"
-	"errors"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,35 +47,5 @@ func TestNewerRequestInterruptsTheOlder(t *testing.T) {
 		assert.EqualValues(t, 7, v)
 		_, err = ga.Eval(t.Context(), incr, []string{ga.Key("n")}, 1)
 		require.ErrorIs(t, err, sessionguard.ErrSuperseded)
-	})
-}
-
-func TestOfSimultaneousRequestsOneCommits(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, rdb *redis.Client) {
-		monitors := []*sessionguard.Monitor{newMonitor(t, rdb), newMonitor(t, rdb)}
-		for range 50 {
-			var registered, done sync.WaitGroup
-			var won atomic.Int64
-			for i := range 8 {
-				registered.Add(1)
-				done.Go(func() {
-					_, g, err := monitors[i%2].Register(t.Context(), "s")
-					registered.Done()
-					if !assert.NoError(t, err) {
-						return
-					}
-					defer g.End()
-					registered.Wait()
-					err = g.Commit(t.Context(), func(context.Context, uint64) (bool, error) { return true, nil })
-					if err == nil {
-						won.Add(1)
-					} else {
-						assert.True(t, errors.Is(err, sessionguard.ErrSuperseded), err)
-					}
-				})
-			}
-			done.Wait()
-			assert.EqualValues(t, 1, won.Load())
-		}
 	})
 }

@@ -63,7 +63,7 @@ func StartSentinel(tb testing.TB) *Sentinel {
 			return s.sentinel(master.port)
 		}}))
 	}
-	grantAll(tb, s.data, Commands(tb))
+	grantAll(tb, s.data, slices.Concat(Commands(tb), others))
 	await(tb, "replication", func() error { return replica.shows("INFO replication", "master_link_status", "up") })
 	for _, one := range s.sentinels {
 		await(tb, "sentinels", func() error {
@@ -142,7 +142,7 @@ func StartCluster(tb testing.TB) *Cluster {
 	if err := c.join(); err != nil {
 		tb.Fatalf("redistest: make a cluster: %v", err)
 	}
-	grantAll(tb, c.nodes, slices.Concat(Commands(tb), InCluster))
+	grantAll(tb, c.nodes, slices.Concat(Commands(tb), InCluster, others))
 	return c
 }
 
@@ -413,6 +413,10 @@ var sent = map[string]string{
 // cluster: who owns which slots; and what it has to know of each command, which
 // it asks again before each call for as long as it is refused.
 var InCluster = []string{"cluster|slots", "command"}
+
+// others are what the packages beside the root need, whose tests share Sentinel and
+// Cluster with it.
+var others = []string{"@read", "@write", "wait"}
 
 // scripts are the Lua files that a client runs, by package. Of redislock the one
 // that is not run needs nothing of its own.

@@ -838,26 +838,6 @@ func TestWireHeadersArriveBeforeTheFirstByte(t *testing.T) {
 	})
 }
 
-// A head that is as long as the answer says is whole, whether or not that has ended.
-func TestWireShortAnswersAreNotWaitedFor(t *testing.T) {
-	everyWay(t, wires, func(t *testing.T, y way) {
-		site := y.site(t, func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Length", "4")
-			w.WriteHeader(http.StatusInternalServerError)
-			_, _ = io.WriteString(w, "body")
-			_ = http.NewResponseController(w).Flush()
-			<-t.Context().Done()
-		})
-		answer, err := site.over(t, y.options()).RoundTrip(wireRequest(t, http.MethodGet, site.URL, nil))
-		require.NoError(t, err)
-		got := make([]byte, 4)
-		_, err = io.ReadFull(answer.Body, got)
-		require.NoError(t, err)
-		assert.Equal(t, "body", string(got))
-		assert.NoError(t, answer.Body.Close())
-	})
-}
-
 // A large answer passes through; only its head is looked at before the caller has it.
 func TestWireLargeAnswersAreNotBuffered(t *testing.T) {
 	const size = 16 << 20 // more than sockets and windows hold

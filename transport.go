@@ -7,12 +7,14 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,6 +22,7 @@ const (
 	defaultPeek   = 4 << 10
 	defaultBuffer = 64 << 10
 	maxDrain      = 64 << 10 // of an answer nobody will read, so that its connection can be used again
+	drainTime     = 100 * time.Millisecond
 )
 
 // TransportOptions say how an upstream's requests carry a session. The zero value
@@ -36,7 +39,9 @@ type TransportOptions struct {
 	// Rejected says whether an answer means that the session was refused. It must not
 	// read the answer's body: head is how that begins, up to Peek bytes, as it came
 	// (compressed where the caller asked for that). An answer below 400 that does not
-	// say how long it is may be a stream, and has no head. Default: 401 is
+	// say how long it is may be a stream, and has no head: chunked ones, and those that
+	// net/http asked to be compressed. Where the upstream refuses by such an answer set
+	// DisableCompression in base, or judge by its status and headers. Default: 401 is
 	// RejectedBefore, anything else NotRejected.
 	Rejected func(answer *http.Response, head []byte) Verdict
 
@@ -62,9 +67,10 @@ type TransportOptions struct {
 // Transport returns base with sessions: a request to the upstream goes out with the
 // session of its key, and when the upstream refuses that, once more with the next
 // one, as in [Client.Do]. Any other request goes to base as it is: to another host,
-// port or scheme, so that no redirect carries the session away; one made inside
-// Login, WithRefresh or WithLogout with the context these were given; and one that
-// comes from another Transport of c. A nil base is [http.DefaultTransport]; nil
+// port or scheme, so that no redirect carries the session away, or with an opaque URL;
+// one made inside Login, WithRefresh or WithLogout with the context these were given,
+// unless Key says that it needs another key's session; and one that comes from another
+// Transport of c. A nil base is [http.DefaultTransport]; nil
 // options will do.
 //
 //	hc := &http.Client{Transport: client.Transport(nil, nil)}
@@ -73,7 +79,7 @@ type TransportOptions struct {
 // [http.NewRequest] sets it for the usual readers), or it is short, see Buffer. After
 // [RejectedDuring] it must also be safe to repeat: GET, HEAD, OPTIONS or TRACE, an
 // Idempotency-Key header, or [IdempotentContext]. The refused answer is read to its
-// end, up to 64 KiB, and closed, so that the connection can be used again.
+// end, up to 64 KiB and for 100 ms, and closed, so that the connection can be used again.
 //
 // An answer is returned as it came whenever there is one: also a refusal, when the
 // request cannot be sent again or was refused twice; the session has ended for the
@@ -241,6 +247,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	x.within = RejectionFromContext(ctx) != nil
 	sc := scopeIn(ctx, t.c, key)
 	if sc == nil {
 		return x.result(t.c.Do(ctx, key, x.run))
@@ -268,10 +275,10 @@ func (x *exchange) setUp(ctx context.Context, s Session) (*http.Response, error)
 
 // atHome reports whether r goes to the client's upstream. A Host header is
 // compared too: servers that many share, content delivery networks, choose by it
-// whose backend gets the request.
+// whose backend gets the request. So is by what an opaque URL puts in the first line.
 func (t *transport) atHome(r *http.Request) bool {
 	u, home := r.URL, t.home
-	if u.Scheme != home.Scheme {
+	if u.Scheme != home.Scheme || u.Opaque != "" {
 		return false
 	}
 	if u.Host != home.Host && (portOf(u) != portOf(home) || !sameHost(u.Hostname(), home.Hostname())) {
@@ -284,6 +291,9 @@ func (t *transport) atHome(r *http.Request) bool {
 func (t *transport) allows(s Session, r *http.Request) bool {
 	if t.Allow == nil {
 		return true
+	}
+	if r.URL.Opaque != "" { // it says nothing of where that leads
+		return false
 	}
 	if r.Host != "" && r.Host != r.URL.Host {
 		u := *r.URL
@@ -319,6 +329,7 @@ type exchange struct {
 	r      *http.Request
 	sent   int
 	once   bool                          // it is not sent again, whatever happens
+	within bool                          // the second round of another Do
 	alone  bool                          // it carries no session, so no answer is a refusal of one
 	body   func() (io.ReadCloser, error) // opens the request's body once more; nil: it cannot be
 	next   io.ReadCloser                 // what that opened for the second time
@@ -347,8 +358,18 @@ func (x *exchange) result(err error) (*http.Response, error) {
 	if x.answer != nil {
 		return x.answer, nil
 	}
-	return nil, cmp.Or(err, x.err)
+	err = cmp.Or(err, x.err)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = &timeoutError{err}
+	}
+	return nil, err
 }
+
+// timeoutError is how an http.Client recognises a timeout.
+type timeoutError struct{ error }
+
+func (e *timeoutError) Timeout() bool { return true }
+func (e *timeoutError) Unwrap() error { return e.error }
 
 // run sends the request with s: the func of a Do.
 func (x *exchange) run(ctx context.Context, s Session) error {
@@ -429,6 +450,15 @@ func (x *exchange) keep(ctx context.Context, r *http.Request) error {
 	switch {
 	case r.Body == nil, r.Body == http.NoBody:
 		x.body = noBody
+	case r.GetBody != nil && len(r.Trailer) > 0: // which the body fills in, until it has ended
+		first := &keptBody{ReadCloser: r.Body, max: -1}
+		again := r.GetBody
+		r.Body, x.body = first, func() (io.ReadCloser, error) {
+			if !first.ended() {
+				return nil, io.ErrUnexpectedEOF
+			}
+			return again()
+		}
 	case r.GetBody != nil:
 		x.body = r.GetBody
 	case r.ContentLength > 0 && r.ContentLength <= int64(x.Buffer):
@@ -462,6 +492,12 @@ func (k *keptBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
+func (k *keptBody) ended() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.whole
+}
+
 // again returns the body once more, if all of it is here.
 func (k *keptBody) again() (io.ReadCloser, error) {
 	k.mu.Lock()
@@ -492,7 +528,7 @@ func (x *exchange) buffer(ctx context.Context, r *http.Request) error {
 		return ctx.Err()
 	}
 	if got.err != nil || int64(len(got.b)) != n {
-		r.Body = &readCloser{io.MultiReader(bytes.NewReader(got.b), failing{got.err}, body), body}
+		r.Body = &readCloser{Reader: io.MultiReader(bytes.NewReader(got.b), failing{got.err}, body), Closer: body}
 		return nil //nolint:nilerr // base meets it where it stands
 	}
 	_ = body.Close()
@@ -516,7 +552,8 @@ func (x *exchange) open() bool {
 
 // again reports whether the request may and can be sent again after verdict.
 func (x *exchange) again(ctx context.Context, verdict Verdict) bool {
-	return !x.once && x.sent == 1 && (verdict != RejectedDuring || repeatable(ctx, x.r)) && x.open()
+	last := x.sent > 1 || !x.within && RejectionFromContext(ctx) != nil // a scope's SetUp may have had the first round
+	return !x.once && !last && (verdict != RejectedDuring || repeatable(ctx, x.r)) && x.open()
 }
 
 // repeatable says of a request what net/http says before it sends one again by
@@ -550,21 +587,40 @@ func peek(answer *http.Response, n int) []byte {
 	if n < 0 || length == 0 || length < 0 && answer.StatusCode < 400 {
 		return nil
 	}
+	if length > 0 {
+		n = int(min(int64(n), length)) // the end of the stream may be long in coming
+	}
 	head, err := io.ReadAll(io.LimitReader(answer.Body, int64(n)))
-	answer.Body = &readCloser{io.MultiReader(bytes.NewReader(head), failing{err}, answer.Body), answer.Body}
+	answer.Body = &readCloser{Reader: io.MultiReader(bytes.NewReader(head), failing{err}, answer.Body), Closer: answer.Body}
 	return head
 }
 
 // drain reads what is left of a body that nobody wants, so that its connection can
 // be used again, but not for ever.
 func drain(body io.ReadCloser) {
+	enough := time.AfterFunc(drainTime, func() { _ = body.Close() })
+	defer enough.Stop()
 	_, _ = io.CopyN(io.Discard, body, maxDrain)
 	_ = body.Close()
 }
 
+// readCloser is a body of which something was read already.
 type readCloser struct {
 	io.Reader
 	io.Closer
+	closed atomic.Bool
+}
+
+func (b *readCloser) Read(p []byte) (int, error) {
+	if b.closed.Load() {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	return b.Reader.Read(p)
+}
+
+func (b *readCloser) Close() error {
+	b.closed.Store(true)
+	return b.Closer.Close()
 }
 
 // failing fails every read with err; with none it has ended.

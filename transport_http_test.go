@@ -464,13 +464,24 @@ func TestWireBrokenBodiesReachBaseAsTheyAre(t *testing.T) {
 			}), &sessionlock.TransportOptions{Key: sessionlock.FixedKey(wireKey)})
 			body := io.Reader(strings.NewReader(content))
 			if fails != nil {
-				body = io.MultiReader(body, iotest.ErrReader(fails))
+				body = io.MultiReader(body, &failsOnce{fails})
 			}
 			r := wireRequest(t, http.MethodPost, acme, io.MultiReader(body))
 			r.ContentLength = length
 			assert.Equal(t, http.StatusOK, wireDo(t, rt, r).status)
 		}
 	}
+}
+
+// failsOnce fails, and has ended for whoever reads on.
+type failsOnce struct{ err error }
+
+func (f *failsOnce) Read([]byte) (int, error) {
+	if err := f.err; err != nil {
+		f.err = nil
+		return 0, err
+	}
+	return 0, io.EOF
 }
 
 // When a body cannot be opened again, the refusal is the answer.
@@ -524,7 +535,10 @@ func TestWireCallersRequestIsNotTouched(t *testing.T) {
 		r.Header = http.Header{"X-Kept": {"1", "2"}, "X-Gone": {"3"}, "Authorization": {"mine"}}
 		r.Form, r.PostForm = url.Values{"a": {"b"}}, url.Values{"a": {"b"}}
 		r.MultipartForm = &multipart.Form{Value: map[string][]string{"a": {"b"}}}
-		r.TransferEncoding, r.Trailer = []string{"identity"}, http.Header{"X-Trailer": {"mine"}}
+		r.TransferEncoding = []string{"identity"}
+		if !y.repaired { // else it is sent again only if the first body has ended, which is a race here
+			r.Trailer = http.Header{"X-Trailer": {"mine"}}
+		}
 		was := r.Clone(r.Context())
 		shallow := *r
 		got := wireDo(t, site.over(t, o), r)

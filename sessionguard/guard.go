@@ -20,7 +20,8 @@
 //
 // A session has one registration in a [Store]: the epoch and the token of the request
 // that registered last. An epoch is greater than every one given out before it, also
-// before a failover (internal/epoch). Whoever registers replaces it, and wakes the
+// before a failover, if the clocks of master and replica agree to within the time that
+// was lost (internal/epoch). Whoever registers replaces it, and wakes the
 // others, who look and find that they are superseded: their context ends. What decides
 // is the registration, never the wake-up: [Guard.Commit], [Guard.Eval] and
 // [Guard.Check] compare it, so a request whose wake-up was lost is refused all the same.
@@ -39,7 +40,8 @@
 //
 //	step        fails by                  what follows
 //	register    store unreachable         an error; nothing is left in this process
-//	register    reply lost                an error; it may have superseded the others all the same
+//	register    reply lost                an error; it may have superseded the others all the same, and does
+//	                                      when the command arrives late: a retry is then refused, too
 //	wake-up     lost, late, repeated      the next look finds it: at a resubscription, a renewal, a commit
 //	look        store unreachable         the next one
 //	renewal     store unreachable         tried again every thirtieth of the TTL
@@ -52,8 +54,10 @@
 //	store       fails over and loses the  the requests whose registration is lost are lost; the one whose
 //	            last writes               is stored again goes on, unless it learnt that it was superseded
 //
-// So of the requests that were under way together at most one commits, and exactly one
-// unless the store lost its data: the one with the highest epoch that is stored.
+// So of the requests that are registered before any of them commits at most one does, by
+// Check: the one with the highest epoch that is stored; and exactly one unless a row of
+// the table came between. Of those that register while another commits the newest
+// writes last. [Guard.Eval], or a row that was claimed, leaves no gap between.
 package sessionguard
 
 import (
@@ -152,6 +156,7 @@ type registration struct {
 	epoch   uint64
 	failed  error // superseded or lost; guarded by m.mu
 	ended   bool  // guarded by m.mu
+	wrote   atomic.Bool
 }
 
 // Guard is a request's part in a session. A nil Guard, which [FromContext] returns for
@@ -273,7 +278,9 @@ func (m *Monitor) join(ctx context.Context, r *registration) error {
 	}
 	r.epoch = epoch
 	s.guards[r] = true
-	s.due = time.Now().Add(m.ttl / 3)
+	if len(s.guards) == 1 {
+		s.due = time.Now().Add(m.ttl / 3)
+	}
 	m.learn(s, epoch)
 	if s.again {
 		m.look(r.name, s) //nolint:contextcheck // as above
@@ -379,8 +386,8 @@ func (m *Monitor) look(name string, s *session) {
 		for {
 			_ = m.see(context.Background(), name, s, m.store.Current)
 			m.mu.Lock()
-			if s.looking = s.again && !m.closed; !s.looking {
-				m.mu.Unlock()
+			if s.looking = s.again && !m.closed && len(s.guards) > 0; !s.looking {
+				m.mu.Unlock() // again is for who is registering
 				return
 			}
 			s.again = false
@@ -633,8 +640,12 @@ func (g *Guard) Check(ctx context.Context) error {
 //	UPDATE cart SET items = $1, epoch = $2 WHERE id = $3 AND epoch <= $2
 //
 // applied says whether that found the row; when it did not the request is superseded,
-// here too. A newer request that has registered and not yet written does not stop
-// write: where it must, it claims the row first.
+// here too. So there must be a row (insert it, or use an upsert), and a database that
+// counts changed rows must be told to count found ones (MySQL: clientFoundRows).
+//
+// A newer request that has registered since the check, and has not yet written, does not
+// stop write. What it has read by then it overwrites: where that must not be it claims
+// the row before it reads it, by UPDATE cart SET epoch = $1 WHERE id = $2 AND epoch < $1.
 //
 // Once this process knows that the request is superseded write is not called: the
 // comparison is for what comes after the check. Errors: those of [Guard.Check], and then
@@ -647,10 +658,14 @@ func (g *Guard) Commit(ctx context.Context, write func(ctx context.Context, epoc
 		return err
 	}
 	applied, err := write(ctx, g.r.epoch)
-	if err == nil && !applied {
+	switch {
+	case err == nil && applied:
+		g.r.wrote.Store(true)
+		return nil
+	case err == nil:
 		return g.r.overtaken()
 	}
-	if failed, _ := g.r.state(); err != nil && failed != nil { // most likely the reason
+	if failed, _ := g.r.state(); failed != nil { // most likely the reason
 		return fmt.Errorf("%w: %w", failed, err)
 	}
 	return err
@@ -695,6 +710,9 @@ func (g *Guard) Eval(ctx context.Context, script *Script, keys []string, args ..
 	if now, ok := refusal(err); ok {
 		return nil, r.judge(now)
 	}
+	if err == nil {
+		r.wrote.Store(true)
+	}
 	return v, err
 }
 
@@ -704,10 +722,11 @@ func refusal(err error) (now Registration, ok bool) {
 	if !errors.As(err, &said) {
 		return now, false
 	}
-	text, ok := strings.CutPrefix(said.Error(), "SUPERSEDED ")
+	text, ok := strings.CutPrefix(said.Error(), "SESSIONGUARD_SUPERSEDED")
 	if !ok {
-		return now, said.Error() == "SUPERSEDED"
+		return now, false
 	}
+	text = strings.TrimPrefix(text, " ")
 	return parseRegistration(text), true
 }
 

@@ -2,7 +2,6 @@ package sessionguard
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -16,7 +15,8 @@ import (
 // What the handler answers is the answer. A handler whose context has ended should
 // return without one: what a driver or client returns then is context.Canceled, not the
 // cause, and an answer of 500 made of it hides that it was superseded. A superseded
-// request without an answer is answered with 409 ([WithConflict]), one whose registration was lost with 503.
+// request without an answer, that has committed nothing, is answered with 409
+// ([WithConflict]), one whose registration was lost with 503.
 // A request that could not be registered is answered with 503, for an invalid session
 // with 400, and its handler is not called. A panic passes through.
 //
@@ -41,8 +41,8 @@ func (m *Monitor) Middleware(session func(*http.Request) string) func(http.Handl
 			defer guard.End()
 			answer := &answer{ResponseWriter: w}
 			next.ServeHTTP(answer, r.WithContext(ctx))
-			if err := context.Cause(ctx); err != nil && !answer.begun {
-				m.refuse(w, r, err)
+			if failed, _ := guard.r.state(); failed != nil && !answer.begun && !guard.r.wrote.Load() {
+				m.refuse(w, r, failed)
 			}
 		})
 	}
@@ -83,11 +83,15 @@ func (a *answer) Write(b []byte) (int, error) {
 // Unwrap is for [http.ResponseController].
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
-// Flush and Hijack are for handlers that ask for the interfaces themselves.
-func (a *answer) Flush() {
+// FlushError is for [http.ResponseController], which has to learn that a client is gone.
+func (a *answer) FlushError() error {
 	err := http.NewResponseController(a.ResponseWriter).Flush()
 	a.begun = a.begun || err == nil
+	return err
 }
+
+// Flush and Hijack are for handlers that ask for the interfaces themselves.
+func (a *answer) Flush() { _ = a.FlushError() }
 
 func (a *answer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(a.ResponseWriter).Hijack()

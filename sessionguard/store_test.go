@@ -1,7 +1,9 @@
 package sessionguard_test
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -49,9 +51,22 @@ func TestRedisStore(t *testing.T) {
 		s := redistest.Start(t)
 		ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"one": s.Addr()}})
 		t.Cleanup(func() { _ = ring.Close() })
-		store := sessionguard.NewRedisStore(ring)
-		guardtest.StoreTest{New: func(*testing.T) sessionguard.Store { return mute(store) }}.Run(t)
-		store.Watch("s", func() { assert.Fail(t, "called") })() // it has none, and says nothing
+		guardtest.StoreTest{New: func(*testing.T) sessionguard.Store { return mute(sessionguard.NewRedisStore(ring)) }}.Run(t)
+	})
+}
+
+// A Ring has no wake-ups, and nothing tries to have some.
+func TestWatchOnARingStartsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ring := redis.NewRing(&redis.RingOptions{
+			Addrs:  map[string]string{"one": "127.0.0.1:1"},
+			Dialer: func(context.Context, string, string) (net.Conn, error) { return nil, errStoreDown },
+		})
+		stop := sessionguard.NewRedisStore(ring).Watch("s", func() { assert.Fail(t, "called") })
+		synctest.Wait()
+		assert.Empty(t, busy())
+		stop()
+		require.NoError(t, ring.Close())
 	})
 }
 

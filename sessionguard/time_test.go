@@ -381,6 +381,41 @@ func TestCloseEndsRenewalsAndWatches(t *testing.T) {
 	})
 }
 
+// Most requests are over before anybody could have told them of a newer one.
+func TestShortRequestsAreNotWatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var watched, stopped atomic.Int64
+		m := on(t, &watching{spy: spy{Store: new(sessionguard.MemoryStore)}, watched: &watched, stopped: &stopped})
+		_, long := register(t, m, "long")
+		for i := range 100 {
+			_, g := register(t, m, fmt.Sprint(i%3))
+			g.End()
+		}
+		settle()
+		assert.EqualValues(t, 1, watched.Load())
+		long.End()
+		assert.EqualValues(t, 1, stopped.Load())
+
+		// Nor is one that began just before another had been there for long enough.
+		register(t, m, "before")
+		time.Sleep(900 * time.Microsecond)
+		_, g := register(t, m, "just before")
+		time.Sleep(500 * time.Microsecond)
+		g.End()
+		settle()
+		assert.EqualValues(t, 2, watched.Load())
+
+		// Each is watched in its turn, whatever came shortly before it.
+		for i := range 20 {
+			register(t, m, fmt.Sprint("another ", i))
+			time.Sleep(100 * time.Microsecond)
+		}
+		time.Sleep(2 * time.Millisecond)
+		synctest.Wait()
+		assert.EqualValues(t, 22, watched.Load())
+	})
+}
+
 func TestEveryWatchIsStoppedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var watched, stopped atomic.Int64
@@ -545,6 +580,40 @@ func TestWakeUpDuringARegistrationIsLookedAtAfterwards(t *testing.T) {
 	})
 }
 
+// Nor one that comes when the only request that guarded the session has just ended.
+func TestWakeUpWhileOneEndsAndAnotherRegisters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(sessionguard.MemoryStore)
+		var late atomic.Bool
+		slow := &spy{Store: store, after: func(verb string) error {
+			if late.Load() && verb == "register" {
+				time.Sleep(500 * time.Millisecond)
+			}
+			return nil
+		}}
+		a := on(t, slow)
+		_, first := register(t, a, "s")
+		settle()
+		late.Store(true)
+		done := make(chan error, 1)
+		go func() {
+			ctx, g, err := a.Register(t.Context(), "s")
+			if assert.NoError(t, err) {
+				defer g.End()
+				settle()
+				err = context.Cause(ctx)
+			}
+			done <- err
+		}()
+		settle()
+		first.End()
+		_, newer := register(t, on(t, store), "s")
+		var by *sessionguard.SupersededError
+		require.ErrorAs(t, <-done, &by)
+		assert.Equal(t, newer.Epoch(), by.By)
+	})
+}
+
 // The same where another request of that process guards the session already, and has
 // looked before the reply came.
 func TestLateReplyIsJudgedByWhatIsKnown(t *testing.T) {
@@ -650,19 +719,35 @@ func (f *forgetful) Renew(ctx context.Context, session string, _ time.Duration) 
 	return f.Current(ctx, session)
 }
 
-// What the store says is compared as a whole: an epoch given out twice is nobody's.
-func TestSameEpochWithAnotherTokenIsLost(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := &forgetful{}
-		ctx, g := register(t, on(t, f), "s")
-		f.mu.Lock()
-		for session, r := range f.last {
-			f.last[session] = sessionguard.Registration{Epoch: r.Epoch, Token: "another"}
-		}
-		f.mu.Unlock()
-		require.ErrorIs(t, g.Check(t.Context()), sessionguard.ErrLost)
-		require.ErrorIs(t, context.Cause(ctx), sessionguard.ErrLost)
-	})
+func TestRegistrationIsComparedAsAWhole(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(r sessionguard.Registration) sessionguard.Registration
+		want   error
+	}{
+		"another token": {func(r sessionguard.Registration) sessionguard.Registration {
+			return sessionguard.Registration{Epoch: r.Epoch, Token: "another"}
+		}, sessionguard.ErrLost},
+		"an older epoch": {func(r sessionguard.Registration) sessionguard.Registration {
+			return sessionguard.Registration{Epoch: r.Epoch - 1, Token: r.Token}
+		}, sessionguard.ErrLost},
+		"a newer epoch": {func(r sessionguard.Registration) sessionguard.Registration {
+			return sessionguard.Registration{Epoch: r.Epoch + 1, Token: r.Token}
+		}, sessionguard.ErrSuperseded},
+		"nobody": {func(sessionguard.Registration) sessionguard.Registration { return sessionguard.Registration{} }, sessionguard.ErrLost},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &forgetful{}
+			m := on(t, f)
+			_, other := register(t, m, "other")
+			other.End()
+			ctx, g := register(t, m, "s")
+			f.mu.Lock()
+			f.last[nameOf(m, "s")] = c.change(f.last[nameOf(m, "s")])
+			f.mu.Unlock()
+			require.ErrorIs(t, g.Check(t.Context()), c.want)
+			require.ErrorIs(t, cause(t, ctx), c.want)
+		})
+	}
 }
 
 // After a failover that lost the newer one's registration the older goes on, unless it

@@ -147,7 +147,7 @@ func StreamClientInterceptor(c *sessionlock.Client, key func(context.Context) (s
 		open := func(ctx context.Context, opts []grpc.CallOption) (grpc.ClientStream, error) {
 			return streamer(ctx, desc, cc, method, opts...)
 		}
-		return newStream(ctx, c, from, key, open, opts)
+		return newStream(ctx, c, from, key, !desc.ServerStreams, open, opts)
 	}
 }
 

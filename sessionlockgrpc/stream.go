@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"sync"
-	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -32,11 +31,11 @@ type stream struct {
 	from   *sessions
 	open   func(context.Context, []grpc.CallOption) (grpc.ClientStream, error)
 	opts   []grpc.CallOption
+	single bool // one message is received, and the call is over with it
 
 	// turn is taken by who waits for something to be received, or asks how a stream has
 	// ended: gRPC allows one at a time. Only its holder replaces cur.
-	turn  chan struct{}
-	final atomic.Pointer[attempt] // the stream that will not be replaced; nil: not known yet
+	turn chan struct{}
 
 	mu         sync.Mutex // guards the rest; held while a stream is replaced, so that nothing is sent meanwhile
 	cur        *attempt   // the stream in use
@@ -56,10 +55,10 @@ type attempt struct {
 }
 
 func newStream(ctx context.Context, c *sessionlock.Client, from *sessions, key func(context.Context) (string, error),
-	open func(context.Context, []grpc.CallOption) (grpc.ClientStream, error), opts []grpc.CallOption,
+	single bool, open func(context.Context, []grpc.CallOption) (grpc.ClientStream, error), opts []grpc.CallOption,
 ) (grpc.ClientStream, error) {
 	call, cancel := context.WithCancel(ctx)
-	s := &stream{ctx: call, cancel: cancel, client: c, from: from, open: open, opts: opts, turn: make(chan struct{}, 1)}
+	s := &stream{ctx: call, cancel: cancel, client: c, from: from, open: open, opts: opts, single: single, turn: make(chan struct{}, 1)}
 	var bare grpc.ClientStream
 	err := from.do(call, key, func(run context.Context, session *sessionlock.Session) (err error) {
 		if session == nil {
@@ -103,6 +102,9 @@ func (s *stream) RecvMsg(m any) error {
 		err := a.RecvMsg(m)
 		if err == nil {
 			s.settle(a)
+			if s.single {
+				s.cancel()
+			}
 			return nil
 		}
 		s.conclude(a, err)
@@ -154,12 +156,7 @@ func (s *stream) Trailer() metadata.MD {
 
 // Context ends with the call and not with a stream that is replaced. It does not
 // wait for the latter.
-func (s *stream) Context() context.Context {
-	if a := s.final.Load(); a != nil {
-		return a.Context()
-	}
-	return s.ctx
-}
+func (s *stream) Context() context.Context { return s.ctx }
 
 // keep remembers m, if it can be helped, and returns the stream to send it on.
 func (s *stream) keep(m any) *attempt {
@@ -189,7 +186,6 @@ func size(m any) int {
 // forget rules out that the stream in use is replaced. s.mu is held.
 func (s *stream) forget() {
 	s.repairable, s.kept = false, nil
-	s.final.Store(s.cur)
 }
 
 // settle reports whether a is in use; then the caller has something of it, and keeps it.

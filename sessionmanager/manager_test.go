@@ -1264,19 +1264,22 @@ func TestCallsAreFreedThoughTheKillHangs(t *testing.T) {
 
 // With a context that is over nothing begins, whatever there is to do.
 func TestSweepWithAnExpiredContextClosesNothing(t *testing.T) {
-	m, b := newManager(t)
-	for range 50 {
-		open(t, m, nil)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	for range 50 {
-		n, err := m.Sweep(ctx, time.Now().Add(time.Hour))
-		assert.Zero(t, n)
-		require.ErrorIs(t, err, context.Canceled)
-	}
-	assert.Empty(t, b.reasons())
-	assert.Equal(t, 50, m.Stats().Open)
+	bubble(t, func(t *testing.T) {
+		m, b := newManager(t)
+		for range 50 {
+			open(t, m, nil)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		for range 50 {
+			n, err := m.Sweep(ctx, time.Now().Add(time.Hour))
+			assert.Zero(t, n)
+			require.ErrorIs(t, err, context.Canceled)
+		}
+		synctest.Wait()
+		assert.Empty(t, b.reasons())
+		assert.Equal(t, 50, m.Stats().Open)
+	})
 }
 
 func TestCallsOverTheLimitAreRefusedAtOnce(t *testing.T) {

@@ -75,11 +75,10 @@ func (n *node) update(r *http.Request, items []string) func(context.Context, uin
 // context.Canceled, whatever the cause.
 func reply(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
-	case r.Context().Err() != nil:
-	case err != nil:
-		http.Error(w, "the cart cannot be changed", http.StatusInternalServerError)
-	default:
+	case err == nil: // it was written, whatever has happened since
 		w.WriteHeader(http.StatusOK)
+	case r.Context().Err() == nil:
+		http.Error(w, "the cart cannot be changed", http.StatusInternalServerError)
 	}
 }
 

@@ -4,12 +4,12 @@
 -- KEYS[1] the registration
 -- ARGV[1] what it must be
 --
--- Otherwise returns the error SUPERSEDED and what the registration is. Run twice:
+-- Otherwise returns the error SESSIONGUARD_SUPERSEDED and what the registration is. Run twice:
 -- the script that follows runs twice.
 do
 	local now = redis.call('GET', KEYS[1])
 	if now ~= ARGV[1] then
-		return redis.error_reply('SUPERSEDED ' .. (now or ''))
+		return redis.error_reply('SESSIONGUARD_SUPERSEDED ' .. (now or ''))
 	end
 	table.remove(KEYS, 1)
 	table.remove(ARGV, 1)

@@ -6,11 +6,11 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -44,16 +44,18 @@ var scripts = func() map[string]*redis.Script {
 }()
 
 const (
-	confirmed = 9e15             // the score of a place whose session exists
-	placeTTL  = 30 * time.Second // of one whose session is being registered
-	batch     = 500              // ids in one command or page
-	parallel  = 16               // sessions asked for at once
+	confirmed = 9e15               // the score of a place whose session exists
+	placeTTL  = 30 * time.Second   // of one whose session is being registered, at least
+	nodeTTL   = 7 * 24 * time.Hour // of the index of a node that does not come back
+	batch     = 500                // ids in one command or page
+	parallel  = 16                 // sessions asked for at once
 )
 
 // redisStore keeps each session in keys of one slot. Beside them stand three indexes,
-// in slots of their own: of all sessions by the time of their last sign of life, of
-// each user's, and of each node's. They are hints, written before a session is
-// and cleared after it: whoever reads one looks at the session.
+// in slots of their own: of all sessions, as pairs of user and session, by the time of
+// their last sign of life; of each user's; and of each node's, as pairs of connection
+// and session. They are hints, written before a session is and again after, and cleared
+// after it: whoever reads one looks at the session.
 type redisStore struct {
 	redisConfig
 	rdb   redis.UniversalClient
@@ -79,7 +81,7 @@ func NewRedisStore(rdb redis.UniversalClient, node string, opts ...RedisOption) 
 
 // every kind of key that a session has, "s" first and "rm" last, as remove.lua wants
 // them.
-var every = []string{"s", "was", "in", "out", "tries", "pend", "sent", "dead", "gone", "req", "taken", "rm"}
+var every = []string{"s", "was", "in", "out", "tries", "pend", "sent", "dead", "gone", "req", "taken", "took", "rm"}
 
 func (r *redisStore) keys(session string, kinds ...string) []string {
 	tag := r.names.Tag("session " + session)
@@ -97,6 +99,18 @@ func (r *redisStore) channel(session string) string {
 // index names the index of all sessions, or that of a user's or a node's.
 func (r *redisStore) index(kind, name string) string {
 	return keyname.Of(r.names.Tag(kind+" "+name), "r:"+kind)
+}
+
+// pair is one string of two, of which no others are made.
+func pair(a, b string) string { return strconv.Itoa(len(a)) + ":" + a + b }
+
+func unpair(s string) (a, b string, ok bool) {
+	size, both, _ := strings.Cut(s, ":")
+	n, err := strconv.Atoi(size)
+	if err != nil || n < 0 || n > len(both) {
+		return "", "", false
+	}
+	return both[:n], both[n:], true
 }
 
 // Watch has changed called when there may be something for whoever is connected to
@@ -138,8 +152,10 @@ func (r *redisStore) store(ctx context.Context, script string, keys []string, ar
 		conn := node.Conn() // WAIT speaks of what its own connection wrote
 		defer conn.Close()
 		v, err := scripts[script].Run(ctx, conn, keys, args...).Result()
-		if err != nil && !errors.Is(err, redis.Nil) {
-			rediserr.Seen(ctx, r.rdb, err)
+		if err != nil {
+			if cluster, ok := r.rdb.(*redis.ClusterClient); ok {
+				cluster.ReloadState(ctx) // conn follows no MOVED
+			}
 			return nil, err
 		}
 		n, err := conn.Wait(ctx, r.replicas, r.opTimeout*9/10).Result()
@@ -204,7 +220,21 @@ func (r *redisStore) ask(ctx context.Context, script string, keys []string, args
 	return said(answer)
 }
 
+// check finds what would be a session or a home that nobody could tell from none.
+func (h Hello) check(conn string) error {
+	var bad problems
+	for what, value := range map[string]string{"session": h.Session, "user": h.User, "connection": conn} {
+		if value == "" {
+			bad.add("no %s", what)
+		}
+	}
+	return errors.Join(bad...)
+}
+
 func (r *redisStore) Register(ctx context.Context, h Hello, conn string, limit int) (Info, Home, error) {
+	if err := h.check(conn); err != nil {
+		return Info{}, Home{}, err
+	}
 	if err := r.reserve(ctx, h, limit); err != nil {
 		return Info{}, Home{}, err
 	}
@@ -216,69 +246,94 @@ func (r *redisStore) Register(ctx context.Context, h Hello, conn string, limit i
 	words, err := said(answer)
 	if err != nil {
 		if errors.Is(err, ErrWrongUser) {
-			_, _ = bounded(ctx, r.opTimeout, "give a place back", func(ctx context.Context) (int64, error) {
-				return r.rdb.ZRem(ctx, r.index("user", h.User), h.Session).Result()
-			})
+			_ = r.forget(ctx, h.User, h.Session) // what fails is left to Scavenge
 		}
 		return Info{}, Home{}, err
 	}
-	r.place(ctx, h)
-	return Info{
+	now := Info{
 		Session: h.Session, User: h.User, Lib: h.Lib, App: h.App, Version: h.Version,
 		Created: when(words[1]), Live: when(words[2]), Home: Home{r.node, conn},
-	}, Home{str(words[3]), str(words[4])}, nil
+	}
+	_ = r.place(ctx, now) // what fails is made good by the next sign of life
+	return now, Home{str(words[3]), str(words[4])}, nil
 }
 
 // reserve takes a place among the user's sessions, and enters the session into the
 // index of all: before it exists, so that no session is there which nobody finds.
 func (r *redisStore) reserve(ctx context.Context, h Hello, limit int) error {
+	lease := max(placeTTL, 4*r.opTimeout) // it must not end before register has
 	free := func() (bool, error) {
-		v, err := r.run(ctx, "reserve", []string{r.index("user", h.User)}, h.Session, limit, placeTTL.Milliseconds())
+		v, err := r.run(ctx, "reserve", []string{r.index("user", h.User)}, h.Session, limit, lease.Milliseconds())
 		return v == int64(1), err
 	}
 	ok, err := free()
 	if err == nil && !ok {
-		if err = r.vacate(ctx, h); err == nil {
+		if err = r.vacate(ctx, h.User); err == nil {
 			ok, err = free()
 		}
 	}
-	switch {
-	case err != nil:
+	if err == nil && !ok {
+		err = r.entitled(ctx, h)
+	}
+	if err != nil {
 		return err
-	case !ok:
-		return r.entitled(ctx, h)
 	}
 	_, err = bounded(ctx, r.opTimeout, "enter", func(ctx context.Context) (int64, error) {
-		return r.rdb.ZAddNX(ctx, r.index("all", ""), redis.Z{Score: float64(time.Now().UnixMilli()), Member: h.Session}).Result()
+		return r.rdb.ZAddNX(ctx, r.index("all", ""), redis.Z{Score: score(), Member: pair(h.User, h.Session)}).Result()
 	})
 	return err
 }
 
+// score is that of a session in the index of all which is alive now.
+func score() float64 { return float64(time.Now().UnixMilli()) }
+
 // vacate frees the places of a user's sessions that do not exist any more.
-func (r *redisStore) vacate(ctx context.Context, h Hello) error {
+func (r *redisStore) vacate(ctx context.Context, user string) error {
 	places, err := bounded(ctx, r.opTimeout, "read places", func(ctx context.Context) ([]string, error) {
-		return r.rdb.ZRangeByScore(ctx, r.index("user", h.User), &redis.ZRangeBy{Min: strconv.FormatFloat(confirmed, 'f', 0, 64), Max: "+inf"}).Result()
+		return r.rdb.ZRangeByScore(ctx, r.index("user", user), &redis.ZRangeBy{Min: strconv.FormatFloat(confirmed, 'f', 0, 64), Max: "+inf"}).Result()
 	})
 	if err != nil {
 		return err
 	}
-	var stale []any
-	for _, session := range places {
-		info, err := r.Lookup(ctx, session)
-		switch {
-		case errors.Is(err, ErrGone), err == nil && info.User != h.User:
-			stale = append(stale, session)
-		case err != nil:
-			return err
-		}
-	}
-	if len(stale) == 0 {
-		return nil
-	}
-	_, err = bounded(ctx, r.opTimeout, "free places", func(ctx context.Context) (int64, error) {
-		return r.rdb.ZRem(ctx, r.index("user", h.User), stale...).Result()
+	return forEach(places, func(session string) error {
+		_, err := r.settle(ctx, user, session)
+		return err
 	})
-	return err
+}
+
+// settle takes a session that does not exist, or is another user's, out of the indexes.
+func (r *redisStore) settle(ctx context.Context, user, session string) (stale bool, err error) {
+	info, err := r.Lookup(ctx, session)
+	switch {
+	case err == nil && info.User == user:
+		return false, nil
+	case err != nil && !errors.Is(err, ErrGone):
+		return false, err
+	}
+	return true, r.forget(ctx, user, session)
+}
+
+// forget takes a session out of the indexes. Should there be one by now, or again, it
+// is entered anew: another node may have done so just before.
+func (r *redisStore) forget(ctx context.Context, user, session string) error {
+	_, err := bounded(ctx, r.opTimeout, "forget", func(ctx context.Context) ([]redis.Cmder, error) {
+		return r.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+			p.ZRem(ctx, r.index("all", ""), pair(user, session))
+			p.ZRem(ctx, r.index("user", user), session)
+			return nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	info, err := r.Lookup(ctx, session)
+	switch {
+	case errors.Is(err, ErrGone), err == nil && info.User != user:
+		return nil
+	case err != nil:
+		return err
+	}
+	return r.place(ctx, info)
 }
 
 // entitled lets a session that exists come back although its user is at the limit: an
@@ -296,27 +351,51 @@ func (r *redisStore) entitled(ctx context.Context, h Hello) error {
 	return nil
 }
 
-// place enters a session that exists into the indexes. What fails is made good by the
-// next sign of life.
-func (r *redisStore) place(ctx context.Context, h Hello) {
-	_, _ = bounded(ctx, r.opTimeout, "place", func(ctx context.Context) (struct{}, error) {
-		_, err := r.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-			p.ZAdd(ctx, r.index("user", h.User), redis.Z{Score: confirmed, Member: h.Session})
-			p.SAdd(ctx, r.index("node", r.node), h.Session)
-			return nil
+// place enters sessions that exist, and are alive, into the indexes.
+func (r *redisStore) place(ctx context.Context, infos ...Info) error {
+	for some := range slices.Chunk(infos, batch) {
+		_, err := bounded(ctx, r.opTimeout, "place", func(ctx context.Context) ([]redis.Cmder, error) {
+			return r.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+				var all []redis.Z
+				var homed []any
+				for _, i := range some {
+					all = append(all, redis.Z{Score: score(), Member: pair(i.User, i.Session)})
+					p.ZAdd(ctx, r.index("user", i.User), redis.Z{Score: confirmed, Member: i.Session})
+					if i.Home.Node == r.node {
+						homed = append(homed, pair(i.Home.Conn, i.Session))
+					}
+				}
+				p.ZAdd(ctx, r.index("all", ""), all...)
+				if len(homed) > 0 {
+					p.SAdd(ctx, r.index("node", r.node), homed...)
+					p.PExpire(ctx, r.index("node", r.node), nodeTTL)
+				}
+				return nil
+			})
 		})
-		return struct{}{}, err
-	})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *redisStore) Deregister(ctx context.Context, session, conn string) error {
 	if _, err := r.run(ctx, "deregister", r.keys(session, "s", "was"), r.node, conn); err != nil {
 		return err
 	}
-	_, _ = bounded(ctx, r.opTimeout, "leave", func(ctx context.Context) (int64, error) { // a hint that is left is found by Homed
-		return r.rdb.SRem(ctx, r.index("node", r.node), session).Result()
-	})
+	r.leave(ctx, r.node, pair(conn, session))
 	return nil
+}
+
+// leave takes connections that are no homes any more out of a node's index. What fails
+// is found by Homed.
+func (r *redisStore) leave(ctx context.Context, node string, pairs ...any) {
+	for some := range slices.Chunk(pairs, batch) {
+		_, _ = bounded(ctx, r.opTimeout, "leave", func(ctx context.Context) (int64, error) {
+			return r.rdb.SRem(ctx, r.index("node", node), some...).Result()
+		})
+	}
 }
 
 func (r *redisStore) Lookup(ctx context.Context, session string) (Info, error) {
@@ -371,61 +450,63 @@ func (r *redisStore) Remove(ctx context.Context, session string) (bool, error) {
 }
 
 // remove removes a session, if it was idle for longer; a negative idle removes it
-// whatever. state is REMOVED, LIVE or NONE.
-func (r *redisStore) remove(ctx context.Context, session string, idle time.Duration) (state string, live string, err error) {
-	ms := int64(-1)
-	if idle >= 0 {
-		ms = idle.Milliseconds()
-	}
-	words, err := r.ask(ctx, "remove", r.keys(session, every...), rand.Text(), r.channel(session), ms)
+// whatever. state is REMOVED, NONE, or LIVE with the milliseconds since the last sign
+// of life.
+func (r *redisStore) remove(ctx context.Context, session string, idle int64) (state string, age int64, err error) {
+	words, err := r.ask(ctx, "remove", r.keys(session, every...), rand.Text(), r.channel(session), idle)
 	if err != nil {
-		return "", "", err
+		return "", 0, err
 	}
 	switch state = str(words[0]); state {
 	case "LIVE":
-		return state, str(words[1]), nil
+		age, _ = words[1].(int64)
 	case "REMOVED":
-		r.forget(ctx, session, str(words[1]), str(words[2]))
-	default:
-		r.forget(ctx, session, "", "")
+		_ = r.forget(ctx, str(words[1]), session) // what fails is left to Scavenge
+		r.leave(ctx, str(words[2]), pair(str(words[3]), session))
 	}
-	return state, "", nil
-}
-
-// forget takes a session that does not exist out of the indexes. What fails is left to
-// Scavenge.
-func (r *redisStore) forget(ctx context.Context, session, user, node string) {
-	_, _ = bounded(ctx, r.opTimeout, "forget", func(ctx context.Context) (struct{}, error) {
-		_, err := r.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-			p.ZRem(ctx, r.index("all", ""), session)
-			if user != "" {
-				p.ZRem(ctx, r.index("user", user), session)
-			}
-			if node != "" {
-				p.SRem(ctx, r.index("node", node), session)
-			}
-			return nil
-		})
-		return struct{}{}, err
-	})
+	return state, age, nil
 }
 
 func (r *redisStore) List(ctx context.Context, f Filter, each func(Info) bool) error {
-	if f.User != "" {
-		sessions, err := bounded(ctx, r.opTimeout, "list", func(ctx context.Context) ([]string, error) {
-			return r.rdb.ZRange(ctx, r.index("user", f.User), 0, -1).Result()
-		})
-		if err != nil {
-			return err
+	show := func(found []entry) (more bool, err error) {
+		infos, err := read(ctx, r, found, entry.of)
+		for n, i := range infos {
+			if i.User == found[n].user && i.User != "" && f.chooses(i) && !each(i) {
+				return false, nil
+			}
 		}
-		_, err = r.show(ctx, sessions, f, each)
+		return true, err
+	}
+	if f.User == "" {
+		return r.pages(ctx, show)
+	}
+	sessions, err := bounded(ctx, r.opTimeout, "list", func(ctx context.Context) ([]string, error) {
+		return r.rdb.ZRange(ctx, r.index("user", f.User), 0, -1).Result()
+	})
+	if err != nil {
 		return err
 	}
-	return r.pages(ctx, func(sessions []string) (bool, error) { return r.show(ctx, sessions, f, each) })
+	for some := range slices.Chunk(sessions, batch) {
+		found := make([]entry, len(some))
+		for i, session := range some {
+			found[i] = entry{f.User, session}
+		}
+		if more, err := show(found); err != nil || !more {
+			return err
+		}
+	}
+	return nil
 }
 
-// pages calls f with all sessions there may be, some at a time, until it returns false.
-func (r *redisStore) pages(ctx context.Context, f func(sessions []string) (bool, error)) error {
+// entry is one of the index of all.
+type entry struct{ user, session string }
+
+func (e entry) of() string { return e.session }
+
+// pages calls f with all sessions there may be, each once, some at a time, until it
+// returns false.
+func (r *redisStore) pages(ctx context.Context, f func([]entry) (bool, error)) error {
+	seen := map[string]struct{}{} // a scan may repeat itself
 	for cursor := uint64(0); ; {
 		type page struct {
 			members []string
@@ -438,40 +519,40 @@ func (r *redisStore) pages(ctx context.Context, f func(sessions []string) (bool,
 		if err != nil {
 			return err
 		}
-		var sessions []string
+		var found []entry
 		for i := 0; i < len(p.members); i += 2 { // each with its score
-			sessions = append(sessions, p.members[i])
+			user, session, ok := unpair(p.members[i])
+			if _, again := seen[p.members[i]]; ok && !again {
+				seen[p.members[i]] = struct{}{}
+				found = append(found, entry{user, session})
+			}
 		}
-		if more, err := f(sessions); err != nil || !more || p.cursor == 0 {
+		if more, err := f(found); err != nil || !more || p.cursor == 0 {
 			return err
 		}
 		cursor = p.cursor
 	}
 }
 
-// show reads sessions and calls each with those that exist and f chooses. It reads them
-// in one trip, replicas included.
-func (r *redisStore) show(ctx context.Context, sessions []string, f Filter, each func(Info) bool) (more bool, err error) {
-	for some := range slices.Chunk(sessions, batch) {
-		found, err := bounded(ctx, r.opTimeout, "list", func(ctx context.Context) ([]redis.Cmder, error) {
-			return r.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-				for _, session := range some {
-					p.HGetAll(ctx, r.keys(session, "s")[0])
-				}
-				return nil
-			})
-		})
-		if err != nil {
-			return false, err
-		}
-		for _, cmd := range found {
-			info, ok := infoOf(cmd.(*redis.MapStringStringCmd).Val())
-			if ok && f.chooses(info) && !each(info) {
-				return false, nil
+// read returns the sessions of all in one trip, the zero Info for one that does not
+// exist.
+func read[T any](ctx context.Context, r *redisStore, all []T, session func(T) string) ([]Info, error) {
+	answers, err := bounded(ctx, r.opTimeout, "list", func(ctx context.Context) ([]redis.Cmder, error) {
+		return r.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+			for _, one := range all {
+				p.HGetAll(ctx, r.keys(session(one), "s")[0])
 			}
-		}
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, err
 	}
-	return true, nil
+	infos := make([]Info, len(all))
+	for n, cmd := range answers {
+		infos[n], _ = infoOf(cmd.(*redis.MapStringStringCmd).Val())
+	}
+	return infos, nil
 }
 
 // chooses reports whether f chooses the session.
@@ -480,16 +561,16 @@ func (f Filter) chooses(i Info) bool {
 		(f.App == "" || f.App == i.App) && i.Version >= f.Since
 }
 
-// forEach calls f with each of sessions, some at once, and returns the first error.
-func forEach(sessions []string, f func(session string) error) error {
+// forEach calls f with each of all, some at once, and returns their errors.
+func forEach[T any](all []T, f func(T) error) error {
 	var mu sync.Mutex
 	var first error
-	var all sync.WaitGroup
-	todo := make(chan string)
-	for range min(parallel, len(sessions)) {
-		all.Go(func() {
-			for session := range todo {
-				if err := f(session); err != nil {
+	var running sync.WaitGroup
+	todo := make(chan T)
+	for range min(parallel, len(all)) {
+		running.Go(func() {
+			for one := range todo {
+				if err := f(one); err != nil {
 					mu.Lock()
 					first = errors.Join(first, err)
 					mu.Unlock()
@@ -497,75 +578,48 @@ func forEach(sessions []string, f func(session string) error) error {
 			}
 		})
 	}
-	for _, session := range sessions {
+	for _, one := range all {
 		mu.Lock()
 		bad := first != nil
 		mu.Unlock()
 		if bad {
 			break // the others would fail likewise, each after a timeout
 		}
-		todo <- session
+		todo <- one
 	}
 	close(todo)
-	all.Wait()
+	running.Wait()
 	return first
 }
 
 func (r *redisStore) Alive(ctx context.Context, sessions []string) (unknown []string, err error) {
 	var mu sync.Mutex
-	users := map[string][]redis.Z{}
-	live := make([]redis.Z, 0, len(sessions))
+	live := make([]Info, 0, len(sessions))
 	err = forEach(sessions, func(session string) error {
-		user, err := r.run(ctx, "alive", r.keys(session, "s"))
+		answer, err := r.run(ctx, "alive", r.keys(session, "s"))
 		if err != nil {
 			return err
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		if user == nil {
+		if is, ok := answer.([]any); ok {
+			live = append(live, Info{Session: session, User: str(is[0]), Home: Home{str(is[1]), str(is[2])}})
+		} else {
 			unknown = append(unknown, session)
-			return nil
 		}
-		live = append(live, redis.Z{Score: float64(time.Now().UnixMilli()), Member: session})
-		users[str(user)] = append(users[str(user)], redis.Z{Score: confirmed, Member: session})
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	for some := range slices.Chunk(live, batch) {
-		if err := r.zadd(ctx, map[string][]redis.Z{r.index("all", ""): some}); err != nil {
-			return nil, err
-		}
-	}
-	for some := range slices.Chunk(slices.Sorted(maps.Keys(users)), batch) {
-		places := map[string][]redis.Z{}
-		for _, user := range some {
-			places[r.index("user", user)] = users[user]
-		}
-		if err := r.zadd(ctx, places); err != nil {
-			return nil, err
-		}
-	}
-	return unknown, nil
-}
-
-func (r *redisStore) zadd(ctx context.Context, members map[string][]redis.Z) error {
-	_, err := bounded(ctx, r.opTimeout, "vouch", func(ctx context.Context) ([]redis.Cmder, error) {
-		return r.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-			for key, zs := range members {
-				p.ZAdd(ctx, key, zs...)
-			}
-			return nil
-		})
-	})
-	return err
+	return unknown, r.place(ctx, live...)
 }
 
 // Expire reads candidates from the index, whose times are this process's and only say
 // where to look; the session's own time is the store's.
 func (r *redisStore) Expire(ctx context.Context, idle time.Duration) (expired []string, err error) {
 	var mu sync.Mutex
+	idle = max(idle, 0)
 	for {
 		before := strconv.FormatInt(time.Now().Add(-idle).UnixMilli(), 10)
 		candidates, err := bounded(ctx, r.opTimeout, "expire", func(ctx context.Context) ([]string, error) {
@@ -574,20 +628,14 @@ func (r *redisStore) Expire(ctx context.Context, idle time.Duration) (expired []
 		if err != nil || len(candidates) == 0 {
 			return expired, err
 		}
-		err = forEach(candidates, func(session string) error {
-			state, live, err := r.remove(ctx, session, idle)
-			switch {
-			case err != nil:
-				return err
-			case state == "REMOVED":
+		err = forEach(candidates, func(member string) error {
+			removed, session, err := r.expire(ctx, member, idle)
+			if removed {
 				mu.Lock()
+				defer mu.Unlock()
 				expired = append(expired, session)
-				mu.Unlock()
-			case state == "LIVE":
-				ms, _ := strconv.ParseFloat(live, 64)
-				return r.zadd(ctx, map[string][]redis.Z{r.index("all", ""): {{Score: max(ms, float64(time.Now().Add(-idle/2).UnixMilli())), Member: session}}})
 			}
-			return nil
+			return err
 		})
 		if err != nil {
 			return expired, err
@@ -595,51 +643,81 @@ func (r *redisStore) Expire(ctx context.Context, idle time.Duration) (expired []
 	}
 }
 
+// expire removes the session of a member of the index if it was idle for longer, and
+// sees to it that the member is no candidate any more.
+func (r *redisStore) expire(ctx context.Context, member string, idle time.Duration) (removed bool, session string, err error) {
+	user, session, ok := unpair(member)
+	if !ok {
+		_, err = bounded(ctx, r.opTimeout, "expire", func(ctx context.Context) (int64, error) {
+			return r.rdb.ZRem(ctx, r.index("all", ""), member).Result()
+		})
+		return false, "", err
+	}
+	state, age, err := r.remove(ctx, session, idle.Milliseconds())
+	switch {
+	case err != nil:
+		return false, "", err
+	case state == "NONE":
+		return false, "", r.forget(ctx, user, session)
+	case state == "LIVE":
+		_, err = bounded(ctx, r.opTimeout, "expire", func(ctx context.Context) (int64, error) {
+			later := score() - float64(age) + 1 // at the latest when it is due, by this process's clock
+			return r.rdb.ZAddXX(ctx, r.index("all", ""), redis.Z{Score: later, Member: member}).Result()
+		})
+		return false, "", err
+	}
+	return true, session, nil
+}
+
 // Scavenge looks at the indexes: a session takes all else with it.
 func (r *redisStore) Scavenge(ctx context.Context) (removed int, err error) {
-	var mu sync.Mutex
-	err = r.pages(ctx, func(sessions []string) (bool, error) {
-		return true, forEach(sessions, func(session string) error {
-			_, err := r.Lookup(ctx, session)
-			if !errors.Is(err, ErrGone) {
-				return err
+	var missing []entry
+	err = r.pages(ctx, func(found []entry) (bool, error) {
+		infos, err := read(ctx, r, found, entry.of)
+		for n, i := range infos {
+			if i.User != found[n].user {
+				missing = append(missing, found[n])
 			}
-			r.forget(ctx, session, "", r.node)
-			mu.Lock()
-			defer mu.Unlock()
-			removed++
-			return nil
-		})
+		}
+		return true, err
 	})
-	return removed, err
+	if err != nil {
+		return 0, err
+	}
+	var n atomic.Int64
+	err = forEach(missing, func(e entry) error {
+		stale, err := r.settle(ctx, e.user, e.session) // what was read may be a replica's
+		if stale && err == nil {
+			n.Add(1)
+		}
+		return err
+	})
+	return int(n.Load()), err
 }
 
 func (r *redisStore) Homed(ctx context.Context) (homed []Info, err error) {
-	sessions, err := bounded(ctx, r.opTimeout, "list", func(ctx context.Context) ([]string, error) {
+	pairs, err := bounded(ctx, r.opTimeout, "list", func(ctx context.Context) ([]string, error) {
 		return r.rdb.SMembers(ctx, r.index("node", r.node)).Result()
 	})
 	if err != nil {
 		return nil, err
 	}
-	found := map[string]bool{}
-	_, err = r.show(ctx, sessions, Filter{}, func(i Info) bool {
-		if i.Home.Node == r.node {
-			homed, found[i.Session] = append(homed, i), true
-		}
-		return true
-	})
 	var stale []any
-	for _, session := range sessions {
-		if !found[session] {
-			stale = append(stale, session)
+	for some := range slices.Chunk(pairs, batch) {
+		infos, err := read(ctx, r, some, func(p string) string { _, session, _ := unpair(p); return session })
+		if err != nil {
+			return nil, err
+		}
+		for n, i := range infos {
+			if i.Home.Node == r.node && pair(i.Home.Conn, i.Session) == some[n] {
+				homed = append(homed, i)
+			} else {
+				stale = append(stale, some[n])
+			}
 		}
 	}
-	if err == nil && len(stale) > 0 {
-		_, _ = bounded(ctx, r.opTimeout, "leave", func(ctx context.Context) (int64, error) {
-			return r.rdb.SRem(ctx, r.index("node", r.node), stale...).Result()
-		})
-	}
-	return homed, err
+	r.leave(ctx, r.node, stale...)
+	return homed, nil
 }
 
 func (r *redisStore) Accept(ctx context.Context, session, id, owner string, patience time.Duration) (Claim, error) {
@@ -694,11 +772,15 @@ func (r *redisStore) Forget(ctx context.Context, session string, ids ...string) 
 }
 
 func (r *redisStore) Put(ctx context.Context, session string, m Message, correlation []byte) (Home, error) {
-	kind := byte('M')
+	kind := "mMrR"[:2]
 	if m.Request {
-		kind = 'R'
+		kind = "mMrR"[2:]
 	}
-	args := []any{m.ID, append([]byte{kind}, m.Payload...), r.channel(session)}
+	body := []byte{kind[0]}
+	if m.Payload != nil {
+		body = append([]byte{kind[1]}, m.Payload...)
+	}
+	args := []any{m.ID, body, r.channel(session)}
 	if correlation != nil {
 		args = append(args, correlation)
 	}
@@ -730,7 +812,11 @@ func messages(words []any) []Message {
 			continue // none that we put
 		}
 		tries, _ := strconv.Atoi(str(some[2]))
-		found = append(found, Message{ID: str(some[0]), Request: body[0] == 'R', Attempts: tries, Payload: []byte(body[1:])})
+		m := Message{ID: str(some[0]), Request: body[0] == 'R' || body[0] == 'r', Attempts: tries}
+		if body[0] == 'M' || body[0] == 'R' {
+			m.Payload = []byte(body[1:])
+		}
+		found = append(found, m)
 	}
 	return found
 }
@@ -774,7 +860,7 @@ func (r *redisStore) Revive(ctx context.Context, session string, ids ...string) 
 }
 
 func (r *redisStore) Take(ctx context.Context, session, id string) ([]byte, bool, error) {
-	answer, err := r.run(ctx, "take", r.keys(session, "req", "taken"), id, rand.Text())
+	answer, err := r.run(ctx, "take", r.keys(session, "req", "taken", "took"), id, rand.Text())
 	if err != nil || answer == nil {
 		return nil, false, err
 	}

@@ -4,8 +4,9 @@
 if not redis.call('HGET', KEYS[1], 'user') then return { 'GONE' } end
 local is = redis.call('HGET', KEYS[2], ARGV[1])
 if is and string.sub(is, 1, 1) == 'D' then
-	local kind, outcome = string.match(is, '^D[^ ]* ([-+])(.*)$')
-	if kind == '+' then return { 'DONE', outcome } end
+	local colon = string.find(is, ':', 2, true)
+	local at = colon + tonumber(string.sub(is, 2, colon - 1)) + 1
+	if string.sub(is, at, at) == '+' then return { 'DONE', string.sub(is, at + 1) } end
 	return { 'DONE' }
 end
 if is then

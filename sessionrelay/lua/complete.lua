@@ -3,7 +3,8 @@
 -- it is stored.
 if not redis.call('HGET', KEYS[1], 'user') then return 'GONE' end
 local is = redis.call('HGET', KEYS[2], ARGV[1]) or ''
-if string.match(is, '^D([^ ]*) ') == ARGV[2] then return 'OK' end
+local done = 'D' .. pair(ARGV[2], '')
+if string.sub(is, 1, #done) == done then return 'OK' end
 if string.match(is, '^P%d+ (.*)$') ~= ARGV[2] then return 'TAKEN' end
-redis.call('HSET', KEYS[2], ARGV[1], 'D' .. ARGV[2] .. ' ' .. ARGV[3])
+redis.call('HSET', KEYS[2], ARGV[1], done .. ARGV[3])
 return 'OK'

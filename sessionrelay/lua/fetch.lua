@@ -3,11 +3,6 @@
 -- MOVED. Changes nothing.
 local bad = at_home(KEYS[1], ARGV[1])
 if bad then return { bad } end
-local ids = redis.call('ZRANGE', KEYS[4], 0, tonumber(ARGV[2]) - 1)
-local found = { 'OK' }
-for _, id in ipairs(ids) do
-	found[#found + 1] = id
-	found[#found + 1] = redis.call('HGET', KEYS[2], id)
-	found[#found + 1] = redis.call('HGET', KEYS[3], id) or '0'
-end
-return found
+local ids = {}
+if tonumber(ARGV[2]) > 0 then ids = redis.call('ZRANGE', KEYS[4], 0, tonumber(ARGV[2]) - 1) end
+return letters(KEYS[2], KEYS[3], ids)

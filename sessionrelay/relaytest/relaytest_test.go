@@ -632,7 +632,7 @@ var faults = map[string]struct {
 	}},
 	"a list that repeats itself": {"List", func(s *store) {
 		s.list = func(f sessionrelay.Filter, each func(sessionrelay.Info) bool) error {
-			return s.Store.List(ctx, f, func(i sessionrelay.Info) bool { return each(i) && each(i) })
+			return s.Store.List(ctx, f, func(i sessionrelay.Info) bool { first := each(i); return each(i) && first })
 		}
 	}},
 	"a sign of life that nobody sees": {"Alive", func(s *store) {

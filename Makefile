@@ -10,7 +10,7 @@ MODULES := $(sort $(patsubst %/go.mod,%,$(shell find . -name go.mod -not -path '
 # The race detector needs cgo and a C compiler that works.
 RACE     := $(shell $(GO) build -race -o /dev/null ./internal/near 2>/dev/null && echo -race)
 
-TESTFLAGS := -shuffle=on -count=1 -timeout=9m
+TESTFLAGS := -shuffle=on -count=1 -timeout=15m
 
 # each runs a command in every module, all of them even when one fails.
 each = failed=; for m in $(MODULES); do (cd "$$m" && $(1)) || failed="$$failed $$m"; done; \

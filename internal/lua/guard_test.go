@@ -58,10 +58,10 @@ func TestRegisterIsAboveWhatWasAndTheFloor(t *testing.T) {
 // Exact up to the last number that a script can count to, and an error beyond it.
 func TestRegisterOfTheHighestEpochs(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, rdb *redis.Client) {
-		assert.EqualValues(t, uint64(epoch.Max-2), register(t, rdb, "a", epoch.Max-3))
-		assert.EqualValues(t, uint64(epoch.Max-1), register(t, rdb, "b", 0))
-		assert.EqualValues(t, uint64(epoch.Max), register(t, rdb, "c", 0))
-		assert.EqualValues(t, uint64(epoch.Max), register(t, rdb, "c", 0), "repeated")
+		assert.Equal(t, uint64(epoch.Max-2), register(t, rdb, "a", epoch.Max-3))
+		assert.Equal(t, uint64(epoch.Max-1), register(t, rdb, "b", 0))
+		assert.Equal(t, uint64(epoch.Max), register(t, rdb, "c", 0))
+		assert.Equal(t, uint64(epoch.Max), register(t, rdb, "c", 0), "repeated")
 		for _, floor := range []uint64{epoch.Max, epoch.Max + 1} {
 			err := lua.Register.Run(t.Context(), rdb, []string{"k"}, "d", floor, 60_000, "").Err()
 			require.ErrorContains(t, err, "impossible epoch")

@@ -376,7 +376,7 @@ func TestRefusalIsReportedThoughTheGuardHasEndedMeanwhile(t *testing.T) {
 			g.End()
 			return false, nil
 		})
-		assert.Error(t, err, "nothing was written")
+		assert.ErrorIs(t, err, sessionguard.ErrSuperseded, "nothing was written")
 	})
 	t.Run("check", func(t *testing.T) {
 		store := new(sessionguard.MemoryStore)
@@ -384,7 +384,7 @@ func TestRefusalIsReportedThoughTheGuardHasEndedMeanwhile(t *testing.T) {
 		_, g := register(t, on(t, mute(s)), "s")
 		register(t, on(t, store), "s")
 		s.before = func(context.Context, string) error { g.End(); return nil }
-		assert.Error(t, g.Commit(t.Context(), never(t)))
+		assert.ErrorIs(t, g.Commit(t.Context(), never(t)), sessionguard.ErrSuperseded)
 	})
 	t.Run("eval", func(t *testing.T) {
 		s := redistest.Start(t)
@@ -398,7 +398,7 @@ func TestRefusalIsReportedThoughTheGuardHasEndedMeanwhile(t *testing.T) {
 			}
 		}))
 		_, err := g.Eval(t.Context(), set, []string{g.Key("k")}, 1)
-		assert.Error(t, err, "it did not run")
+		assert.ErrorIs(t, err, sessionguard.ErrSuperseded, "it did not run")
 		assert.Zero(t, s.Client().Exists(t.Context(), g.Key("k")).Val())
 	})
 }

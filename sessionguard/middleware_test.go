@@ -185,6 +185,59 @@ func TestSupersededRequestWithoutAnAnswer(t *testing.T) {
 	}
 }
 
+// What was committed is not answered with a conflict, though a newer request has come
+// before the handler returned; what was refused is.
+func TestSupersededRequestThatHasCommitted(t *testing.T) {
+	s := redistest.Start(t)
+	rdb := s.Client()
+	m, node := newMonitor(t, rdb), newMonitor(t, s.Client())
+	newer := func(r *http.Request) {
+		register(t, node, cookie(r))
+		assert.ErrorIs(t, cause(t, r.Context()), sessionguard.ErrSuperseded)
+	}
+	for name, c := range map[string]struct {
+		h    func(g *sessionguard.Guard, r *http.Request)
+		want int
+	}{
+		"committed": {func(g *sessionguard.Guard, r *http.Request) {
+			assert.NoError(t, g.Commit(r.Context(), applied))
+			newer(r)
+		}, http.StatusOK},
+		"run": {func(g *sessionguard.Guard, r *http.Request) {
+			_, err := g.Eval(r.Context(), set, []string{g.Key("k")}, 1)
+			assert.NoError(t, err)
+			newer(r)
+		}, http.StatusOK},
+		"not applied": {func(g *sessionguard.Guard, r *http.Request) {
+			err := g.Commit(r.Context(), func(context.Context, uint64) (bool, error) { return false, nil })
+			assert.ErrorIs(t, err, sessionguard.ErrSuperseded)
+		}, http.StatusConflict},
+		"failed": {func(g *sessionguard.Guard, r *http.Request) {
+			err := g.Commit(r.Context(), func(context.Context, uint64) (bool, error) { return false, errStoreDown })
+			assert.ErrorIs(t, err, errStoreDown)
+			newer(r)
+		}, http.StatusConflict},
+		"refused": {func(g *sessionguard.Guard, r *http.Request) {
+			newer(r)
+			assert.ErrorIs(t, g.Commit(t.Context(), never(t)), sessionguard.ErrSuperseded)
+			_, err := g.Eval(t.Context(), set, []string{g.Key("k")}, 1)
+			assert.ErrorIs(t, err, sessionguard.ErrSuperseded)
+		}, http.StatusConflict},
+		"only checked": {func(g *sessionguard.Guard, r *http.Request) {
+			assert.NoError(t, g.Check(r.Context()))
+			newer(r)
+		}, http.StatusConflict},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := ask(t.Context(), serve(t, m, func(_ http.ResponseWriter, r *http.Request) {
+				c.h(sessionguard.FromContext(r.Context()), r)
+			}), name)
+			require.NoError(t, r.err)
+			assert.Equal(t, c.want, r.status)
+		})
+	}
+}
+
 func TestInformationalResponsesArrive(t *testing.T) {
 	m := on(t, new(sessionguard.MemoryStore))
 	url := serve(t, m, func(w http.ResponseWriter, _ *http.Request) {
@@ -394,7 +447,9 @@ func TestHijackedConnectionIsTheHandlers(t *testing.T) {
 					fmt.Fprint(c, "HTTP/1.1 299 Mine\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 					assert.NoError(t, c.Close())
 				}
-			})
+			}, sessionguard.WithConflict(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+				assert.Fail(t, "answered, though the connection is another's")
+			})))
 			require.NoError(t, r.err)
 			assert.Equal(t, 299, r.status)
 		})

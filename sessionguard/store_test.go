@@ -128,6 +128,24 @@ func TestMemoryStoreForgetsWhatHasExpired(t *testing.T) {
 	})
 }
 
+// Nor are epochs given out again that were ahead of the time.
+func TestMemoryStoreNeverGoesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(sessionguard.MemoryStore)
+		ahead := uint64(time.Now().Add(time.Hour).UnixMicro())
+		first, err := store.Register(t.Context(), "s", "one", ahead, time.Second)
+		require.NoError(t, err)
+		time.Sleep(2 * time.Second)
+		for i := range 200 { // so that it is swept away
+			_, err := store.Register(t.Context(), fmt.Sprint(i), "token", 0, time.Second)
+			require.NoError(t, err)
+		}
+		second, err := store.Register(t.Context(), "s", "two", 0, time.Second)
+		require.NoError(t, err)
+		assert.Greater(t, second, first)
+	})
+}
+
 func TestMemoryStoreWakesWatchersOfTheSessionOnly(t *testing.T) {
 	store := new(sessionguard.MemoryStore)
 	var first, second, other atomic.Int64

@@ -276,21 +276,48 @@ func TestRenewalsOfADeadStoreDoNotPileUp(t *testing.T) {
 	})
 }
 
-// One session's trouble is not the others'.
-func TestRenewalThatFailsForOneSessionHinderNobodyElse(t *testing.T) {
+// Nor where a call may take longer than the pause between two rounds.
+func TestRoundsOfRenewalsDoNotOverlap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := new(sessionguard.MemoryStore)
-		b := &brokenFor{Store: store}
+		var dead atomic.Bool
+		s := &spy{Store: new(sessionguard.MemoryStore), before: func(ctx context.Context, _ string) error {
+			if !dead.Load() {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		m := on(t, mute(s), sessionguard.WithOpTimeout(10*time.Second))
+		for i := range 1000 {
+			register(t, m, fmt.Sprint(i))
+		}
+		dead.Store(true)
+		time.Sleep(time.Minute)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		assert.LessOrEqual(t, s.most, 16)
+	})
+}
+
+// One session's trouble is not the others'.
+func TestRenewalThatFailsForSomeSessionsHindersNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &spy{Store: new(sessionguard.MemoryStore)}
+		b := &brokenFor{Store: s}
 		m := on(t, b)
-		for i := range 7 { // one more in a row and the store is taken for dead
-			_, g := register(t, m, fmt.Sprint("bad", i))
-			b.bad.Store(nameOf(m, fmt.Sprint("bad", i)), true)
-			defer g.End()
-		}
-		contexts := make([]context.Context, 100)
-		for i := range contexts {
+		const good = 400 // of so many, no eight bad ones in a row are tried
+		contexts := make([]context.Context, good)
+		for i := range good {
 			contexts[i], _ = register(t, m, fmt.Sprint(i))
+			if i%20 == 0 {
+				bad := fmt.Sprint("bad", i)
+				b.bad.Store(nameOf(m, bad), true)
+				register(t, m, bad)
+			}
 		}
+		time.Sleep(10*time.Second + time.Millisecond)
+		synctest.Wait()
+		assert.Equal(t, good, s.count("renew"), "all in the first round")
 		time.Sleep(5 * time.Minute)
 		for _, ctx := range contexts {
 			require.NoError(t, context.Cause(ctx))
@@ -748,6 +775,25 @@ func TestRegistrationIsComparedAsAWhole(t *testing.T) {
 			require.ErrorIs(t, cause(t, ctx), c.want)
 		})
 	}
+}
+
+// Whatever the store says later: the first reason is the reason.
+func TestFirstReasonIsKept(t *testing.T) {
+	f := &forgetful{}
+	s := &spy{Store: f}
+	m := on(t, mute(s))
+	ctx, g := register(t, m, "s")
+	var newer *sessionguard.Guard
+	s.before = func(_ context.Context, verb string) error {
+		if verb == "current" && newer == nil {
+			_, newer = register(t, m, "s")
+			f.forget()
+		}
+		return nil
+	}
+	supersededBy(t, g.Check(t.Context()), g, newer)
+	supersededBy(t, g.Check(t.Context()), g, newer)
+	supersededBy(t, context.Cause(ctx), g, newer)
 }
 
 // After a failover that lost the newer one's registration the older goes on, unless it

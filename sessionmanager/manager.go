@@ -56,6 +56,7 @@
 //	do         error of fn                 returned as it is; faulted if the worker says that it is broken
 //	do         panic of fn                 faulted; ErrFaulted with the panic. Other sessions notice nothing
 //	do         worker is broken            faulted; ErrNotReady
+//	worker     dies between calls          faulted at once if it has Done, else by the next call
 //	do         timeout, session killed     fn's context ends; Do returns when fn does
 //	faulted    nobody closes it            swept when the grace is over
 //	shutdown   error, panic, timeout       the worker is killed; ErrClose
@@ -73,8 +74,8 @@
 // failed. Each slot is returned once, each worker is ended once, on every path. An
 // observer's counts are those of the manager, see [Event]. One session's trouble is
 // not another's: callbacks run without a lock, and what hangs is left behind. Nothing
-// runs in the background but the end of a session, a start that was left behind, and
-// [Manager.Run].
+// runs in the background but the end of a session, a start that was left behind, the
+// wait for the death of a worker that tells of it, and [Manager.Run].
 //
 // A func, start or worker that never returns keeps its goroutine, and a start keeps
 // its slot too: nobody can take those away.
@@ -98,6 +99,11 @@ import (
 
 // Worker is what a session is about: its life only. What it can do are methods of
 // its own type, called in [Session.Do]. It must be safe for concurrent use.
+//
+// One that may die by itself, as a process does, should have a method
+// Done() <-chan struct{} too, of a channel that is closed then: its session is
+// faulted at once. Without it a death is noticed by the next call, or when the lease
+// is over.
 type Worker interface {
 	// Shutdown ends the worker in good order: calls that are under way finish, or
 	// fail. It is called at most once, and not on one whose Err is not nil. When it
@@ -112,6 +118,9 @@ type Worker interface {
 	// must be quick: it is called with every call of Do.
 	Err() error
 }
+
+// mortal is a worker that tells when it has died; see [Worker].
+type mortal interface{ Done() <-chan struct{} }
 
 // Spec says what to open. The zero Spec will do.
 type Spec struct {
@@ -325,6 +334,9 @@ func (m *Manager[W]) admit(ctx context.Context, s *Session[W], w W) bool {
 	s.mu.Unlock()
 	m.mu.Unlock()
 	m.emit(ctx, Event{Kind: EventOpened, Session: s.name, Duration: took, Open: open})
+	if w, ok := any(w).(mortal); ok {
+		go s.outlive(context.WithoutCancel(ctx), w)
+	}
 	return true
 }
 

@@ -1,6 +1,7 @@
 package sessionmanager
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -310,6 +311,23 @@ func (s *Session[W]) sick(ctx context.Context, op string) error {
 	s.faulted(ctx, broken)
 	return err
 }
+
+// outlive faults s when its worker dies.
+func (s *Session[W]) outlive(ctx context.Context, w mortal) {
+	died, broken := protect(func() (<-chan struct{}, error) { return w.Done(), nil })
+	if broken == nil {
+		select {
+		case <-s.done:
+			return
+		case <-died:
+			broken = s.workerErr()
+		}
+	}
+	s.faulted(ctx, cmp.Or(broken, errDied))
+}
+
+// errDied is of a worker that gives no reason.
+var errDied error = &ownError{text: "the worker has ended"}
 
 func (s *Session[W]) workerErr() error {
 	broken, panicked := protect(func() (error, error) { return s.worker.Err(), nil })

@@ -129,7 +129,7 @@ func (l *line) obey(ctx context.Context, text string) (reply string, err error) 
 		if err != nil {
 			return "", err
 		}
-		return l.attach(ctx, s)
+		return l.attach(s) //nolint:contextcheck // an attachment outlives what asked for it
 	case verb == "DO" && l.session != nil:
 		a, err := sessionmanager.Call(ctx, l.session, func(ctx context.Context, w *worker) (answer, error) {
 			return w.Ask(ctx, rest)
@@ -151,28 +151,19 @@ func (l *line) open(ctx context.Context, user string) (reply string, err error) 
 	if err != nil {
 		return "", err
 	}
-	if reply, err = l.attach(ctx, s); err != nil {
+	if reply, err = l.attach(s); err != nil { //nolint:contextcheck // likewise
 		_ = s.Close(ctx) // nobody was told its id
 		return "", err
 	}
 	return reply, nil
 }
 
-// attach gives the connection the session, and has the manager notice when its
-// process dies: it asks a worker only when there is a call.
-func (l *line) attach(ctx context.Context, s *session) (reply string, err error) {
-	w, detach, err := s.Attach()
+func (l *line) attach(s *session) (reply string, err error) {
+	_, detach, err := s.Attach()
 	if err != nil {
 		return "", err
 	}
 	l.session, l.detach = s, detach
-	l.serving.Go(func() {
-		select {
-		case <-s.Done():
-		case <-w.gone:
-			_ = s.Do(ctx, func(context.Context, *worker) error { return nil })
-		}
-	})
 	return "OK " + s.ID(), nil
 }
 

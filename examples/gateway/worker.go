@@ -159,6 +159,9 @@ func (w *worker) Kill(string) error {
 	return err
 }
 
+// Done is closed when the process has ended. The manager listens to it.
+func (w *worker) Done() <-chan struct{} { return w.gone }
+
 // Err tells of a process that has ended by itself.
 func (w *worker) Err() error {
 	select {

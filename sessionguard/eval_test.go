@@ -84,7 +84,9 @@ func TestErrorOfTheScript(t *testing.T) {
 		} {
 			v, err := g.Eval(ctx, sessionguard.NewScript(src), []string{g.Key("k")})
 			assert.Nil(t, v, src)
-			require.ErrorIs(t, err, sessionguard.ErrUnavailable, src)
+			var said redis.Error
+			require.ErrorAs(t, err, &said, src)
+			assert.NotErrorIs(t, err, sessionguard.ErrUnavailable, src)
 			assert.NotErrorIs(t, err, sessionguard.ErrSuperseded, src)
 			assert.NotErrorIs(t, err, sessionguard.ErrLost, src)
 			assert.ErrorContains(t, err, "run a script for session "+m.KeyID("s"), src)

@@ -685,8 +685,9 @@ func NewScript(src string) *Script { return &Script{lua.Guarded(src)} }
 // The result is as of go-redis; a nil reply is nil, nil.
 //
 // Errors: those of [Guard.Check], and then the script did not run, except after
-// [ErrUnavailable] and ctx's error: then it may have. The script's own errors come with
-// ErrUnavailable. [ErrInvalid] for a monitor that is not on Redis.
+// [ErrUnavailable] and ctx's error: then it may have. What else the server answers, the
+// script's own errors above all, is wrapped as a [redis.Error]: what the script did
+// before it failed is done. [ErrInvalid] for a monitor that is not on Redis.
 func (g *Guard) Eval(ctx context.Context, script *Script, keys []string, args ...any) (any, error) {
 	r, err := g.open(ctx)
 	switch {
@@ -699,21 +700,32 @@ func (g *Guard) Eval(ctx context.Context, script *Script, keys []string, args ..
 	}
 	keys = append([]string{r.name}, keys...)
 	args = append([]any{Registration{r.epoch, r.token}.String()}, args...)
-	v, err := ask(ctx, r, "run a script for", func(ctx context.Context) (any, error) {
+	type answer struct {
+		v    any
+		said error // by a server that works
+	}
+	a, err := ask(ctx, r, "run a script for", func(ctx context.Context) (answer, error) {
 		v, err := script.guarded.Run(ctx, r.m.rdb, keys, args...).Result()
 		rediserr.Seen(ctx, r.m.rdb, err)
-		if errors.Is(err, redis.Nil) {
-			err = nil
+		switch {
+		case errors.Is(err, redis.Nil):
+			return answer{}, nil
+		case rediserr.Answered(err):
+			return answer{said: err}, nil
 		}
-		return v, err
+		return answer{v: v}, err
 	})
-	if now, ok := refusal(err); ok {
+	if err != nil {
+		return nil, err
+	}
+	if now, ok := refusal(a.said); ok {
 		return nil, r.judge(now)
 	}
-	if err == nil {
-		r.wrote.Store(true)
+	if a.said != nil {
+		return nil, r.error("run a script for", a.said)
 	}
-	return v, err
+	r.wrote.Store(true)
+	return a.v, nil
 }
 
 // refusal reads the error of guarded.lua.

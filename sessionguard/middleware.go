@@ -18,17 +18,19 @@ import (
 // request without an answer, that has committed nothing, is answered with 409
 // ([WithConflict]), one whose registration was lost with 503.
 // A request that could not be registered is answered with 503, for an invalid session
-// with 400, and its handler is not called. A panic passes through.
+// with 400, as all are if session is nil, and its handler is not called. A panic passes
+// through.
 //
 // Only requests that modify need to be guarded: let session return "" for the others,
 // or reading a page ends the request that is saving it.
 func (m *Monitor) Middleware(session func(*http.Request) string) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			id := ""
-			if session != nil {
-				id = session(r)
+			if session == nil {
+				m.refuse(w, r, ErrInvalid)
+				return
 			}
+			id := session(r)
 			if id == "" {
 				next.ServeHTTP(w, r)
 				return

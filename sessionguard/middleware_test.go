@@ -296,7 +296,11 @@ func TestRequestWithoutASessionIsNotGuarded(t *testing.T) {
 	req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
 	m.Middleware(cookie)(handler).ServeHTTP(rec, req)
 	assert.Same(t, rec, w, "nor is its response looked at")
-	m.Middleware(nil)(handler).ServeHTTP(rec, req)
+	assert.Equal(t, http.StatusOK, rec.Code)
+	m.Middleware(nil)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		assert.Fail(t, "handled, and not guarded")
+	})).ServeHTTP(rec, req)
+	assert.Equal(t, http.StatusBadRequest, rec.Code)
 	assert.Zero(t, s.count(""))
 }
 

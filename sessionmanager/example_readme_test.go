@@ -1,0 +1,41 @@
+package sessionmanager_test
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/sessionlock/sessionlock/sessionmanager"
+)
+
+// What the README shows.
+func Example_readme() {
+	ctx := context.Background()
+	user, page := "ann", "page 1"
+	err := func() error {
+		manager, err := sessionmanager.New[*Printer](sessionmanager.WithMax(200)) // at once, in this process
+		if err != nil {
+			return err
+		}
+		defer manager.Shutdown(ctx) // ends every worker, in bounded time
+		go manager.Run(ctx)         // ends those whose lease is over: 30 min without use
+
+		session, err := manager.Open(ctx, sessionmanager.Spec{Owner: user}, StartPrinter) // your func; ErrLimit at once if there are 200
+		if err != nil {
+			return err
+		}
+		// … in a later request:
+		session, err = manager.Get(session.ID(), user) // ErrNotFound, for somebody else's too
+		if err != nil {
+			return err
+		}
+		return session.Do(ctx, func(ctx context.Context, p *Printer) error { // has a timeout, renews the lease, survives a panic
+			jobs, err := p.Print(ctx, page)
+			fmt.Println(jobs, err)
+			return err
+		})
+	}()
+	fmt.Println(err)
+	// Output:
+	// 1 <nil>
+	// <nil>
+}

@@ -227,6 +227,7 @@ func whole(t *testing.T, connect func() redis.UniversalClient, opts ...sessiongu
 }
 
 func TestGuardOnACluster(t *testing.T) {
+	t.Parallel()
 	c := redistest.StartCluster(t)
 	granted := map[string]bool{}
 	for i := 0; len(granted) < 3; i++ {
@@ -252,6 +253,7 @@ func TestGuardOverTLS(t *testing.T) {
 }
 
 func TestGuardOfTheLeastUser(t *testing.T) {
+	t.Parallel()
 	s := redistest.StartACL(t)
 	s.Grant(redistest.User, needed...)
 	whole(t, func() redis.UniversalClient { return s.Client() })

@@ -65,6 +65,7 @@ func TestRegisterWhileRedisIsDownLeavesNothing(t *testing.T) {
 
 // Longer than the third of its TTL after which it is renewed, shorter than the rest.
 func TestGuardOutlivesAnOutageAtItsRenewal(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	p, rdb := behind(t, s)
 	const ttl = 6 * time.Second
@@ -81,6 +82,7 @@ func TestGuardOutlivesAnOutageAtItsRenewal(t *testing.T) {
 }
 
 func TestCommitWhileRedisIsDownWritesNothing(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	m := newMonitor(t, s.Client())
 	ctx, g := register(t, m, "s")
@@ -163,6 +165,7 @@ func TestProcessCutOffForTheTTLHasLostItsGuards(t *testing.T) {
 }
 
 func TestStandstillOfRedisLosesGuards(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	m := newMonitor(t, s.Client(), sessionguard.WithTTL(time.Second), sessionguard.WithOpTimeout(300*time.Millisecond))
 	ctx, _ := register(t, m, "s")

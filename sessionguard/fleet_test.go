@@ -317,6 +317,7 @@ func TestFleetOnARestartedRedisThatLostItsDataHasNoWinner(t *testing.T) {
 // The new master has not heard of the last registrations: their epochs are not given
 // out again.
 func TestEpochsGrowThroughAFailoverThatLosesThem(t *testing.T) {
+	t.Parallel()
 	s := redistest.StartSentinel(t)
 	rdb := s.Client()
 	epoch := func() (epoch uint64) {

@@ -187,6 +187,7 @@ func ended(t *testing.T) map[string]context.Context {
 }
 
 func TestEndedContextAsksNobody(t *testing.T) {
+	t.Parallel()
 	for name, ctx := range ended(t) {
 		t.Run(name, func(t *testing.T) {
 			s := &spy{Store: new(sessionguard.MemoryStore)}

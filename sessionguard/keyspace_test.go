@@ -111,6 +111,7 @@ func TestMissingKeyspaceEventsCostOneProbe(t *testing.T) {
 }
 
 func TestKeyspaceEventsTurnedOnAreFound(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	m := eventful(t, s)
 	_, _, err := m.Register(t.Context(), "s")

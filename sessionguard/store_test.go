@@ -22,6 +22,7 @@ import (
 
 // The store of New keeps the promises that the suite for everybody's stores looks at.
 func TestRedisStore(t *testing.T) {
+	t.Parallel()
 	t.Run("redis", func(t *testing.T) {
 		s := redistest.Start(t)
 		guardtest.StoreTest{

@@ -10,7 +10,7 @@ import (
 	"github.com/sessionlock/sessionlock/internal/bound"
 )
 
-// What an error can say; match with errors.Is. Each but ErrInvalid comes as an
+// What an error can say; match with errors.Is. Each but ErrInvalid comes as, or in, an
 // [*Error].
 var (
 	// ErrInvalid: an argument or option is wrong. Returned before anything is
@@ -21,17 +21,20 @@ var (
 	// ErrNotFound: no such session, or it is somebody else's.
 	ErrNotFound = errors.New("sessionmanager: session not found")
 	// ErrNotReady: the session is being opened, or closed, or it has ended, or
-	// its worker is broken, or its lease is over. Only the first of these passes.
+	// its worker is broken, or its lease is over. Only the first of these passes:
+	// while [Session.State] is before StateReady.
 	ErrNotReady = errors.New("sessionmanager: session not ready")
 	// ErrBusy: the session has as many calls, or listeners, as allowed.
 	ErrBusy = errors.New("sessionmanager: session busy")
-	// ErrOpen: the session could not be opened. Nothing of it is left, except
-	// where Open's documentation says so.
+	// ErrOpen: the session could not be opened. Nothing of it is left, except a
+	// start that ignores its context: it keeps the session's place until it returns.
 	ErrOpen = errors.New("sessionmanager: session not opened")
+	// ErrTaken: another session has the id, and be it while it ends. A cause of ErrOpen.
+	ErrTaken error = &ownError{text: "the id is taken"}
 	// ErrClose: the worker did not end as it should. The session is gone all the
-	// same.
+	// same, or will be as soon as a start that ignores its context has returned.
 	ErrClose = errors.New("sessionmanager: session not closed cleanly")
-	// ErrFaulted: the call broke the session.
+	// ErrFaulted: a call broke the session, or its worker broke or died.
 	ErrFaulted = errors.New("sessionmanager: session faulted")
 	// ErrClosed: the manager is shut down.
 	ErrClosed = errors.New("sessionmanager: manager closed")

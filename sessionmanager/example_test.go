@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -57,6 +58,43 @@ func (p *Printer) Kill(string) error {
 }
 
 func (p *Printer) Err() error { return p.broken }
+
+// Courier is a worker that may die by itself, as a process does.
+type Courier struct {
+	Printer
+	died chan struct{}
+}
+
+func (c *Courier) Done() <-chan struct{} { return c.died }
+
+func ExampleMortal() {
+	var _ sessionmanager.Mortal = (*Courier)(nil) // or a method of another form would go unnoticed
+	ctx := context.Background()
+	manager, err := sessionmanager.New[*Courier]()
+	if err != nil {
+		panic(err)
+	}
+	courier := &Courier{died: make(chan struct{})}
+	start := func(context.Context, string) (_ *Courier, err error) {
+		courier.Events, err = sessionmanager.NewFanout[string](1, 0)
+		return courier, err
+	}
+	session, err := manager.Open(ctx, sessionmanager.Spec{ID: "7"}, start)
+	if err != nil {
+		panic(err)
+	}
+	_, err = manager.Open(ctx, sessionmanager.Spec{ID: "7"}, start)
+	fmt.Println(errors.Is(err, sessionmanager.ErrTaken))
+
+	close(courier.died) // nobody calls it just now
+	for session.State() == sessionmanager.StateReady {
+		time.Sleep(time.Millisecond)
+	}
+	fmt.Println(errors.Is(session.Err(), sessionmanager.ErrFaulted))
+	// Output:
+	// true
+	// true
+}
 
 func printers(opts ...sessionmanager.Option) *sessionmanager.Manager[*Printer] {
 	m, err := sessionmanager.New[*Printer](opts...)
@@ -335,7 +373,8 @@ func ExampleManager_All() {
 	mustOpen(manager, sessionmanager.Spec{ID: "a", Owner: "ann"})
 	mustOpen(manager, sessionmanager.Spec{ID: "b", Owner: "bob"})
 	for session := range manager.All() {
-		fmt.Println(session.ID(), session.Owner(), session.State())
+		info := session.Info()
+		fmt.Println(session.ID(), session.Owner(), info.State, info.Calls, "calls,", time.Until(info.Ends).Round(time.Minute), "left")
 		if session.Owner() == "bob" {
 			fmt.Println(session.Kill(ctx, "by order of the admin"))
 		}
@@ -343,8 +382,8 @@ func ExampleManager_All() {
 	st := manager.Stats()
 	fmt.Println(st.Open, "open,", st.Closed, "closed")
 	// Output:
-	// a ann ready
-	// b bob ready
+	// a ann ready 0 calls, 30m0s left
+	// b bob ready 0 calls, 30m0s left
 	// <nil>
 	// 1 open, 1 closed
 }
@@ -390,27 +429,35 @@ func ExampleWithFleetMax() {
 }
 
 // counters is an observer as a metrics library has it.
-type counters map[string]int
+type counters struct {
+	mu sync.Mutex // sessions end in goroutines of their own
+	of map[string]int
+}
 
-func (c counters) Observe(_ context.Context, e sessionmanager.Event) {
+func (c *counters) Observe(_ context.Context, e sessionmanager.Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	switch e.Kind {
-	case sessionmanager.EventOpened, sessionmanager.EventClosed:
-		c["open"] = e.Open
-		c[e.Kind+e.Reason]++
+	case sessionmanager.EventOpened:
+		c.of["open"]++
+		c.of[e.Kind]++
+	case sessionmanager.EventClosed:
+		c.of["open"]-- // not e.Open: events may overtake one another
+		c.of[e.Kind+" "+e.Reason]++
 	case sessionmanager.EventFaulted, sessionmanager.EventRefused, sessionmanager.EventDegraded:
-		c[e.Kind+" "+string(e.Code)]++
+		c.of[e.Kind+" "+string(e.Code)]++
 	}
 }
 
 func ExampleObserver() {
-	ctx, counts := context.Background(), counters{}
+	ctx, counts := context.Background(), &counters{of: map[string]int{}}
 	var observer sessionmanager.Observer = counts
 	manager := printers(sessionmanager.WithObserver(observer), sessionmanager.WithLogger(slog.New(slog.DiscardHandler)), sessionmanager.WithMax(1))
 	session := mustOpen(manager, sessionmanager.Spec{})
 	_, _ = manager.Open(ctx, sessionmanager.Spec{}, StartPrinter)
 	_ = session.Close(ctx)
-	fmt.Println(counts)
-	// Output: map[closedclient-close:1 open:0 opened:1 refused limit:1]
+	fmt.Println(counts.of)
+	// Output: map[closed client-close:1 open:0 opened:1 refused limit:1]
 }
 
 // What to answer, by the code of an error.
@@ -448,7 +495,7 @@ var exampleBodies = regexp.MustCompile(`(?ms)^func Example.*?^}$`)
 
 // Words that examples need not show: methods of standard interfaces, what a worker
 // has to have, and the members of a group.
-var unshown = regexp.MustCompile(`^(String|Error|Unwrap|Worker|Event.*|Reason.+|State.+|Stats|Len|Less|Swap|Push|Pop|Option|Manager|Session|State|Code|Fanout)$`)
+var unshown = regexp.MustCompile(`^(String|Error|Unwrap|Worker|Event.*|Reason.+|State.+|Stats|Len|Less|Swap|Push|Pop|Option|Manager|Session|State|Code|Fanout|Info)$`)
 
 // Every exported name is met in an example, or in what examples share.
 func TestExamplesShowEveryExportedName(t *testing.T) {

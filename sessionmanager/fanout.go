@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"sync"
+	"sync/atomic"
 )
 
 // ErrLagged ends the stream of a listener that did not keep up: more events waited
@@ -131,14 +132,15 @@ func (f *Fanout[E]) Subscribe(ctx context.Context) iter.Seq2[E, error] {
 	}
 	f.mu.Unlock()
 	forget := context.AfterFunc(ctx, l.leave)
-	var once sync.Once
+	var ranged atomic.Bool
 	return func(yield func(E, error) bool) {
-		once.Do(func() {
-			defer forget()
-			defer l.leave()
-			for l.yield(ctx, yield) {
-			}
-		})
+		if ranged.Swap(true) {
+			return
+		}
+		defer forget()
+		defer l.leave()
+		for l.yield(ctx, yield) {
+		}
 	}
 }
 

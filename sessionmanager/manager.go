@@ -75,7 +75,8 @@
 // observer's counts are those of the manager, see [Event]. One session's trouble is
 // not another's: callbacks run without a lock, and what hangs is left behind. Nothing
 // runs in the background but the end of a session, a start that was left behind, the
-// wait for the death of a worker that tells of it, and [Manager.Run].
+// wait for the death of a [Mortal], the renewal of slots that are held, and
+// [Manager.Run].
 //
 // A func, start or worker that never returns keeps its goroutine, and a start keeps
 // its slot too: nobody can take those away.
@@ -90,6 +91,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -100,10 +102,7 @@ import (
 // Worker is what a session is about: its life only. What it can do are methods of
 // its own type, called in [Session.Do]. It must be safe for concurrent use.
 //
-// One that may die by itself, as a process does, should have a method
-// Done() <-chan struct{} too, of a channel that is closed then: its session is
-// faulted at once. Without it a death is noticed by the next call, or when the lease
-// is over.
+// One that may die by itself, as a process does, should be a [Mortal] too.
 type Worker interface {
 	// Shutdown ends the worker in good order: calls that are under way finish, or
 	// fail. It is called at most once, and not on one whose Err is not nil. When it
@@ -119,8 +118,12 @@ type Worker interface {
 	Err() error
 }
 
-// mortal is a worker that tells when it has died; see [Worker].
-type mortal interface{ Done() <-chan struct{} }
+// Mortal is the optional face of a [Worker] that may die by itself. Done returns a
+// channel that is closed when it has: then its session is faulted at once, and without
+// it by the next call. Assert it, because a method of another form goes unnoticed:
+//
+//	var _ sessionmanager.Mortal = (*Worker)(nil)
+type Mortal interface{ Done() <-chan struct{} }
 
 // Spec says what to open. The zero Spec will do.
 type Spec struct {
@@ -197,7 +200,7 @@ func (m *Manager[W]) check(ctx context.Context) error {
 // when Open returns, so the worker must not live by it. A worker that comes too late
 // is killed; one that comes with an error too.
 //
-// Other errors: [ErrOpen] with the cause, also when ctx ended; [ErrClosed];
+// Other errors: [ErrOpen] with the cause, [ErrTaken] or that ctx ended; [ErrClosed];
 // [ErrUnavailable] with [WithFleetMax]; [ErrInvalid].
 func (m *Manager[W]) Open(ctx context.Context, spec Spec, start func(ctx context.Context, id string) (W, error)) (*Session[W], error) {
 	if err := m.check(ctx); err != nil {
@@ -223,9 +226,10 @@ func (m *Manager[W]) Open(ctx context.Context, spec Spec, start func(ctx context
 	}
 	go m.launch(startCtx, s, start)
 	if !s.awaitStart(startCtx) {
-		return nil, s.leaveBehind(startCtx)
-	}
-	if s.openErr != nil {
+		if err := s.leaveBehind(startCtx); err != nil {
+			return nil, err
+		}
+	} else if s.openErr != nil {
 		return nil, s.openErr
 	}
 	return s, nil
@@ -264,7 +268,7 @@ func (m *Manager[W]) refuse(s *Session[W]) *Error {
 	case len(m.sessions) >= m.max:
 		return s.error("open", CodeLimit, fmt.Sprintf("%d in this process", m.max), nil)
 	case m.sessions[s.id] != nil: // whoever has it keeps it
-		return s.error("open", CodeOpenFailed, "the id is taken", nil)
+		return s.error("open", CodeOpenFailed, "", ErrTaken)
 	}
 	return nil
 }
@@ -334,8 +338,8 @@ func (m *Manager[W]) admit(ctx context.Context, s *Session[W], w W) bool {
 	s.mu.Unlock()
 	m.mu.Unlock()
 	m.emit(ctx, Event{Kind: EventOpened, Session: s.name, Duration: took, Open: open})
-	if w, ok := any(w).(mortal); ok {
-		go s.outlive(context.WithoutCancel(ctx), w)
+	if w, ok := any(w).(Mortal); ok {
+		go s.outlive(w)
 	}
 	return true
 }
@@ -343,11 +347,18 @@ func (m *Manager[W]) admit(ctx context.Context, s *Session[W], w W) bool {
 // remove takes s out, with its slots and all that is counted. Who calls it is the
 // only one, and comes once: the goroutine that opens s when that fails, else the
 // one that ends it. failed is what went wrong, if anything did.
+// It keeps its place until an observer has heard of its end, so that a shutdown waits
+// for that, and nobody hears of more sessions than there may be.
 func (m *Manager[W]) remove(ctx context.Context, s *Session[W], failed *Error) {
+	defer func() { // even when an observer ends the goroutine
+		m.mu.Lock()
+		delete(m.sessions, s.id)
+		m.mu.Unlock()
+		close(s.done)
+	}()
 	m.slots.release(ctx, s.slot)
 	m.mu.Lock()
 	s.mu.Lock()
-	delete(m.sessions, s.id)
 	m.leases.drop(s)
 	opened := s.opened
 	if opened {
@@ -370,7 +381,6 @@ func (m *Manager[W]) remove(ctx context.Context, s *Session[W], failed *Error) {
 	if failed != nil {
 		m.emit(ctx, fault)
 	}
-	close(s.done)
 }
 
 // count counts what went wrong. m.mu is held.
@@ -436,14 +446,13 @@ func (m *Manager[W]) Stats() Stats {
 	return st
 }
 
-// Run sweeps every [WithSweepInterval] and renews the slots in the fleet, until ctx
-// ends, whose error it returns, or the manager is shut down: nil. What fails is
-// observed and logged, and tried again.
+// Run sweeps every [WithSweepInterval] until ctx ends, whose error it returns, or the
+// manager is shut down: nil. What fails is observed and logged, and tried again. Slots
+// in the fleet are renewed without it.
 func (m *Manager[W]) Run(ctx context.Context) error {
 	if err := m.check(ctx); err != nil {
 		return err
 	}
-	defer m.renewing(ctx)()
 	tick := time.Tick(m.sweep)
 	for {
 		select {
@@ -457,23 +466,6 @@ func (m *Manager[W]) Run(ctx context.Context) error {
 	}
 }
 
-// renewing renews the slots in the fleet until the func it returns is called.
-func (m *Manager[W]) renewing(ctx context.Context) (stop func()) {
-	if m.slots == nil {
-		return func() {}
-	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		m.slots.renew(ctx)
-	}()
-	return func() {
-		cancel()
-		<-over
-	}
-}
-
 // Sweep closes the sessions whose lease is over at now, each judged once more as it
 // is closed: a listener that came back has won. It returns how many ended well, and
 // the errors of the others, joined. What it costs is what it closes: a session that
@@ -484,7 +476,7 @@ func (m *Manager[W]) Sweep(ctx context.Context, now time.Time) (closed int, err 
 		return 0, err
 	}
 	var begun []*Session[W]
-	for at := now.Sub(m.born); m.turn(ctx); {
+	for at := min(now.Sub(m.born), far); m.turn(ctx); {
 		s, end := m.expired(ctx, at)
 		if s == nil {
 			<-m.turns
@@ -505,6 +497,9 @@ func (m *Manager[W]) Sweep(ctx context.Context, now time.Time) (closed int, err 
 	}
 	return all.ok, all.join()
 }
+
+// far is later than any lease; the sum of both is no overflow.
+const far = math.MaxInt64 / 2
 
 // turn takes a turn to close a session; false: ctx has ended.
 func (m *Manager[W]) turn(ctx context.Context) bool {
@@ -555,10 +550,11 @@ func (m *Manager[W]) first(ctx context.Context, now time.Duration) (*Session[W],
 
 // Shutdown closes all sessions, [WithParallel] at a time, and gives up those that
 // are being opened; [Manager.Open] is [ErrClosed] from now on. What has not ended
-// when ctx ends, be it before the call, is killed: Shutdown returns at the latest
-// [WithKillTimeout] later (and [WithOpTimeout], with slots in the fleet), with ctx's
-// error and those of the sessions that did not end well. Called again it waits for the
-// same.
+// when ctx ends, be it before the call, is killed, all of it at once: Shutdown returns
+// 100 ms after [WithKillTimeout] at the latest (and [WithOpTimeout], with slots in the
+// fleet), with ctx's error and those of the sessions that did not end well. A start
+// that does not return is not waited for longer than a close may take. Called again it
+// waits for the same.
 func (m *Manager[W]) Shutdown(ctx context.Context) error {
 	if err := m.check(ctx); err != nil {
 		return err
@@ -569,25 +565,33 @@ func (m *Manager[W]) Shutdown(ctx context.Context) error {
 		close(m.stopped)
 	}
 	m.mu.Unlock()
-	defer m.renewing(ctx)()
 	sessions := m.snapshot()
 	m.closeAll(ctx, sessions)
-	alive := false
+	patient, cancel := context.WithTimeout(ctx, m.shutdown+m.killing())
+	defer cancel()
+	all, alive := m.collect(patient, sessions)
+	if alive && ctx.Err() != nil {
+		return m.killAll(ctx, sessions)
+	}
+	return all.join()
+}
+
+// collect waits for the end of sessions, which has begun, until ctx ends. It reports
+// whether one is left.
+func (m *Manager[W]) collect(ctx context.Context, sessions []*Session[W]) (all outcomes, alive bool) {
 	for _, s := range sessions {
 		select {
 		case <-s.done:
 		case <-ctx.Done():
-			alive = alive || !isClosed(s.done)
+		}
+		if isClosed(s.done) {
+			all.add(s.endErr)
+		} else {
+			all.add(s.stuck("shut down"))
+			alive = true
 		}
 	}
-	if alive {
-		return m.killAll(ctx, sessions)
-	}
-	var all outcomes
-	for _, s := range sessions {
-		all.add(s.endErr)
-	}
-	return all.join()
+	return all, alive
 }
 
 var errShutDown error = &Error{Code: CodeClosed, op: "open"}
@@ -619,22 +623,10 @@ func (m *Manager[W]) killAll(ctx context.Context, sessions []*Session[W]) error 
 	for _, s := range sessions {
 		s.begin(ctx, ReasonShutdown, errShutDown, true)
 	}
-	var all outcomes
-	all.add(fmt.Errorf("sessionmanager: shut down: %w", ended(ctx)))
 	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.killing())
 	defer cancel()
-	for _, s := range sessions {
-		select {
-		case <-s.done:
-		case <-late.Done():
-		}
-		if isClosed(s.done) {
-			all.add(s.endErr)
-		} else {
-			all.add(s.stuck("shut down", nil))
-		}
-	}
-	return all.join()
+	all, _ := m.collect(late, sessions)
+	return errors.Join(fmt.Errorf("sessionmanager: shut down: %w", ended(ctx)), all.join())
 }
 
 // killing is longer than it takes to kill a worker and to give its slot back.

@@ -17,7 +17,7 @@ type Event struct {
 	Code     Code          // of faulted and refused: what failed
 	Reason   string        // of closed: why; a Reason constant, or what Kill was given
 	Duration time.Duration // of opened: how long it took; of closed: how long it was open
-	Open     int           // sessions that are open now, in this process
+	Open     int           // sessions that were open then. Events may come out of order: count, or ask [Manager.Stats]
 	Err      error         // of faulted, refused and degraded. Prints no error of a worker, which is its cause
 }
 
@@ -42,7 +42,9 @@ const (
 
 // Observer sees what becomes of sessions: metrics, audits. Observe is called from
 // many goroutines and on callers' paths, so it must be quick and must not call the
-// manager. A panic of it is swallowed. New kinds of events are added without notice.
+// manager. A panic of it is swallowed. ctx has the values of the open, call or close
+// that it happened in, if any, and does not end with it. New kinds of events are added
+// without notice.
 type Observer interface {
 	Observe(ctx context.Context, e Event)
 }
@@ -60,6 +62,7 @@ type Stats struct {
 // emit logs and reports one event; what it counts has been counted with the change
 // itself.
 func (m *Manager[W]) emit(ctx context.Context, e Event) {
+	ctx = context.WithoutCancel(ctx)
 	if m.logger != nil {
 		_, _ = protect(func() (struct{}, error) { m.log(ctx, e); return struct{}{}, nil })
 	}

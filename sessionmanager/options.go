@@ -14,6 +14,7 @@ import (
 )
 
 // Option configures a [Manager]. Of two that set the same thing the later wins.
+// Durations are 1 ms to 24 h.
 type Option func(*config)
 
 type config struct {
@@ -50,10 +51,11 @@ func WithMax(n int) Option { return func(c *config) { c.max = n } }
 // WithFleetMax bounds the sessions of all processes that name the same account,
 // for upstreams that cap what one account may have open. Slots are counted in
 // Redis 6.2 or later, on any client of go-redis; rdb stays the caller's to close.
-// A slot is a lease: that of a process that died is free after [WithSlotTTL]. So
-// [Manager.Run] must run, which renews them. A process that was cut off from Redis
+// A slot is a lease that is renewed while its session lives: that of a process that
+// died is free after [WithSlotTTL]. A process that was cut off from Redis
 // for longer keeps its sessions, and for as long as they live there can be more
-// than n. All processes should give the same n. [WithMax] holds as well.
+// than n. All processes should give the same n and the same [WithSlotTTL]. [WithMax]
+// holds as well.
 //
 // Accounts are hashed into the names of keys, sl:{hash}:s. The rights it takes are
 // EVAL, EVALSHA, PEXPIRE, PTTL, TIME, ZADD, ZCARD, ZREM, ZREMRANGEBYSCORE and ZSCORE.
@@ -68,7 +70,8 @@ func WithFleetMax(rdb redis.UniversalClient, account string, n int) Option {
 }
 
 // WithSlotTTL is how long a slot in the fleet outlives the last renewal, which
-// comes every third of it. At least three times the op timeout. Default: 30 s.
+// comes every third of it. At least three times the op timeout. For [WithFleetMax] only.
+// Default: 30 s.
 func WithSlotTTL(d time.Duration) Option { return func(c *config) { c.slotTTL = d } }
 
 // WithOpTimeout bounds each call of Redis, whatever the client's own timeouts.
@@ -102,8 +105,9 @@ func WithLease(d time.Duration) Option { return func(c *config) { c.lease = d } 
 // WithGrace is the lease of a session whose last listener has left, or whose
 // worker is broken, where it is shorter than [WithLease]: a client that lost its
 // connection can come back for as long, and one that asks what became of its
-// session finds it. A call begins it anew, an attach ends it. 0 turns it off: who
-// leaves keeps the whole lease, and what is broken goes at the next sweep.
+// session finds it. Who comes back, with an attach or a call, has the whole lease
+// again. 0 turns it off: who leaves keeps the whole lease, and what is broken goes at
+// the next sweep.
 // Default: 30 s.
 func WithGrace(d time.Duration) Option { return func(c *config) { c.grace = d } }
 

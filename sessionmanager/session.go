@@ -105,6 +105,31 @@ func (s *Session[W]) Err() error {
 	return s.fault
 }
 
+// Info is what can be seen of a session at one instant: for operators.
+type Info struct {
+	State     State
+	Begun     time.Time // when it became ready, before that when it was registered
+	Used      time.Time // last; zero before it is ready
+	Ends      time.Time // when its lease is over unless it is used; zero before it is ready, and while somebody listens
+	Calls     int       // under way
+	Listeners int       // attached
+	Reason    string    // why it ends, or has ended; "" before
+}
+
+// Info returns how the session is.
+func (s *Session[W]) Info() Info {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := Info{State: s.state, Begun: s.m.born.Add(s.begun), Calls: s.pending, Listeners: s.listeners, Reason: s.reason}
+	if s.opened {
+		i.Used = s.m.born.Add(s.last)
+		if s.listeners == 0 || s.state == StateFaulted {
+			i.Ends = i.Used.Add(s.held())
+		}
+	}
+	return i
+}
+
 // window is how long s lives on after its last use. s.mu is held.
 func (s *Session[W]) window() time.Duration {
 	if s.short {
@@ -188,7 +213,7 @@ func (s *Session[W]) usable(op string, now time.Duration) error {
 	case s.state != StateReady || s.ending:
 		return s.notReady(op, nil)
 	case s.overdue(now) != "":
-		return s.error(op, CodeNotReady, "session ready, its lease is over", nil)
+		return s.error(op, CodeNotReady, "its lease is over", nil)
 	}
 	return nil
 }
@@ -265,6 +290,7 @@ func (s *Session[W]) enter(ctx context.Context) (context.Context, *call, error) 
 	if s.pending >= s.m.pending {
 		return nil, nil, s.error("do", CodeBusy, fmt.Sprintf("%d calls under way", s.pending), nil)
 	}
+	s.short = false // somebody came back
 	ctx, cancel := context.WithCancelCause(ctx)
 	c := &call{cancel: cancel, next: s.calls}
 	if s.calls != nil {
@@ -313,7 +339,7 @@ func (s *Session[W]) sick(ctx context.Context, op string) error {
 }
 
 // outlive faults s when its worker dies.
-func (s *Session[W]) outlive(ctx context.Context, w mortal) {
+func (s *Session[W]) outlive(w Mortal) {
 	died, broken := protect(func() (<-chan struct{}, error) { return w.Done(), nil })
 	if broken == nil {
 		select {
@@ -323,7 +349,7 @@ func (s *Session[W]) outlive(ctx context.Context, w mortal) {
 			broken = s.workerErr()
 		}
 	}
-	s.faulted(ctx, cmp.Or(broken, errDied))
+	s.faulted(context.Background(), cmp.Or(broken, errDied))
 }
 
 // errDied is of a worker that gives no reason.
@@ -358,7 +384,7 @@ func (s *Session[W]) faulted(ctx context.Context, cause error) {
 
 // broke faults s because of a call that did not return.
 func (s *Session[W]) broke(ctx context.Context, panicked error) error {
-	s.faulted(context.WithoutCancel(ctx), panicked)
+	s.faulted(ctx, panicked)
 	return s.error("do", CodeFaulted, "", panicked)
 }
 
@@ -561,7 +587,7 @@ func (s *Session[W]) await(ctx context.Context, op string) error {
 	case <-s.done:
 		return s.endErr
 	case <-time.After(s.m.shutdown + s.m.killing()):
-		return s.stuck(op, nil)
+		return s.stuck(op)
 	case <-ctx.Done():
 	}
 	select {
@@ -572,8 +598,12 @@ func (s *Session[W]) await(ctx context.Context, op string) error {
 	}
 }
 
-func (s *Session[W]) stuck(op string, err error) error {
-	return s.error(op, CodeCloseFailed, "start has not returned; when it does, the session ends", err)
+// stuck is what is said of an end that takes longer than its timeouts allow.
+func (s *Session[W]) stuck(op string) error {
+	if isClosed(s.settled) {
+		return s.error(op, CodeCloseFailed, "it goes on ending", nil)
+	}
+	return s.error(op, CodeCloseFailed, "start has not returned; when it does, the session ends", nil)
 }
 
 // starting notes that s has its slot.
@@ -609,12 +639,16 @@ func (s *Session[W]) awaitStart(ctx context.Context) bool {
 	}
 }
 
-// leaveBehind gives up on a start that does not return when ctx has ended.
+// leaveBehind gives up on a start that does not return when ctx has ended. Nil: it has
+// returned.
 func (s *Session[W]) leaveBehind(ctx context.Context) error {
-	failed := s.openError(ctx, CodeOpenFailed, nil)
-	failed.detail = "start has not returned and is left behind"
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.opened {
+		return nil // in time: an observer is still being told
+	}
+	failed := s.openError(ctx, CodeOpenFailed, nil)
+	failed.detail = "start has not returned and is left behind"
 	if !isClosed(s.done) {
 		s.state, s.fault, s.ending = StateFaulted, failed, true
 	}

@@ -38,6 +38,7 @@ type slots struct {
 
 	mu   sync.Mutex
 	held map[string]bool
+	stop chan struct{} // ends the renewals when it is closed; nil: nothing is held
 	tell func(ctx context.Context, err error)
 }
 
@@ -51,14 +52,15 @@ const unlimited = 0
 
 // take takes a slot. One whose reply was lost is given back, or free when its lease
 // is over.
-func (f *slots) take(ctx context.Context) (slot string, code Code, err error) {
+func (f *slots) take(ctx context.Context) (string, Code, error) {
 	if f == nil {
 		return "", "", nil
 	}
-	slot = rand.Text()
-	refused, err := f.run(ctx, "take a slot", slotTake, f.fleetMax, slot)
+	slot := rand.Text()
+	free := func() { f.release(context.WithoutCancel(ctx), slot) }
+	refused, err := f.run(ctx, "take a slot", slotTake, f.fleetMax, free, slot)
 	if err != nil {
-		f.release(context.WithoutCancel(ctx), slot)
+		go free() // beside the caller: the store that did not answer him may not answer this
 		return "", CodeUnavailable, err
 	}
 	if len(refused) != 0 {
@@ -67,6 +69,10 @@ func (f *slots) take(ctx context.Context) (slot string, code Code, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.held[slot] = true
+	if f.stop == nil {
+		f.stop = make(chan struct{})
+		go f.renew(f.stop) //nolint:contextcheck,gosec // for whoever holds one
+	}
 	return slot, "", nil
 }
 
@@ -77,6 +83,10 @@ func (f *slots) release(ctx context.Context, slot string) {
 	}
 	f.mu.Lock()
 	delete(f.held, slot)
+	if len(f.held) == 0 && f.stop != nil {
+		close(f.stop)
+		f.stop = nil
+	}
 	f.mu.Unlock()
 	_, err := bound.Call(ctx, f.opTimeout, func(ctx context.Context) (int64, error) {
 		return f.rdb.ZRem(ctx, f.key, slot).Result()
@@ -86,12 +96,13 @@ func (f *slots) release(ctx context.Context, slot string) {
 	}
 }
 
-// renew renews what is held, every third of its life, until ctx ends.
-func (f *slots) renew(ctx context.Context) {
-	tick := time.Tick(f.slotTTL / 3)
+// renew renews what is held, every third of its life, until nothing is: from the
+// first take to the last release, so that nobody has to remember it.
+func (f *slots) renew(stop <-chan struct{}) {
+	ctx, tick := context.Background(), time.Tick(f.slotTTL/3)
 	for {
 		select {
-		case <-ctx.Done():
+		case <-stop:
 			return
 		case <-tick:
 		}
@@ -99,7 +110,7 @@ func (f *slots) renew(ctx context.Context) {
 		held := slices.Collect(maps.Keys(f.held))
 		f.mu.Unlock()
 		for some := range slices.Chunk(held, 500) {
-			if err := f.renewSome(ctx, some); err != nil && ctx.Err() == nil {
+			if err := f.renewSome(ctx, some); err != nil {
 				f.tell(ctx, err)
 				break // the next tick tries again
 			}
@@ -109,30 +120,48 @@ func (f *slots) renew(ctx context.Context) {
 
 // renewSome renews slots, and takes those again that were lost.
 func (f *slots) renewSome(ctx context.Context, some []string) error {
-	lost, err := f.run(ctx, "renew slots", slotRenew, unlimited, some...)
+	lost, err := f.run(ctx, "renew slots", slotRenew, unlimited, nil, some...)
+	lost, _ = f.still(lost) // the others were given back meanwhile
 	if err != nil || len(lost) == 0 {
 		return err
 	}
-	f.mu.Lock()
-	lost = slices.DeleteFunc(lost, func(slot string) bool { return !f.held[slot] })
-	f.mu.Unlock()
-	if len(lost) == 0 {
-		return nil // given back meanwhile
-	}
 	f.tell(ctx, &ownError{text: fmt.Sprintf("renew slots: %d were lost, and are taken again", len(lost))})
-	_, err = f.run(ctx, "renew slots", slotTake, unlimited, lost...)
+	_, err = f.run(ctx, "renew slots", slotTake, unlimited, nil, lost...)
+	_, gone := f.still(lost)
+	for _, slot := range gone {
+		f.release(ctx, slot)
+	}
 	return err
 }
 
-// run runs a script for some slots and returns those it could do nothing for.
-func (f *slots) run(ctx context.Context, op string, script *redis.Script, limit int, some ...string) ([]string, error) {
+// still says which of some are held now, and which are not.
+func (f *slots) still(some []string) (held, gone []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, slot := range some {
+		if f.held[slot] {
+			held = append(held, slot)
+		} else {
+			gone = append(gone, slot)
+		}
+	}
+	return held, gone
+}
+
+// run runs a script for some slots and returns those it could do nothing for. late,
+// unless nil, is called when it has run after nobody waited for it any more.
+func (f *slots) run(ctx context.Context, op string, script *redis.Script, limit int, late func(), some ...string) ([]string, error) {
 	args := []any{f.slotTTL.Milliseconds(), limit}
 	for _, slot := range some {
 		args = append(args, slot)
 	}
 	got, err := bound.Call(ctx, f.opTimeout, func(ctx context.Context) ([]string, error) {
 		return script.Run(ctx, f.rdb, []string{f.key}, args...).StringSlice()
-	}, nil)
+	}, func([]string) {
+		if late != nil {
+			late()
+		}
+	})
 	if err != nil {
 		return nil, f.failed(ctx, op, err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/sessionlock/sessionlock"
 	"github.com/sessionlock/sessionlock/sessionlocktest"
+	"github.com/sessionlock/sessionlock/sessionmanager"
 )
 
 // order is a line to a worker, answer the line that comes back. The first order is
@@ -40,8 +41,7 @@ type place struct{ Redis, Upstream, Namespace, User string }
 
 var errGone = errors.New("the worker's process has ended")
 
-// worker is a process that has logged in as a user. It makes a
-// sessionmanager.Worker.
+// worker is a process that has logged in as a user.
 type worker struct {
 	cmd  *exec.Cmd
 	gone chan struct{} // closed when the process has ended and is out of the process table
@@ -51,6 +51,11 @@ type worker struct {
 	last    int // ID of the last order
 	waiting map[int]chan answer
 }
+
+var (
+	_ sessionmanager.Worker = (*worker)(nil)
+	_ sessionmanager.Mortal = (*worker)(nil)
+)
 
 // startWorker starts this program again and waits until it has logged in. ctx is
 // for that only: the process must outlive the open. One that fails is returned all
@@ -64,7 +69,10 @@ func startWorker(ctx context.Context, p place) (*worker, error) {
 	w.cmd.Stderr = os.Stderr
 	in, err1 := w.cmd.StdinPipe()
 	out, err2 := w.cmd.StdoutPipe()
-	if err := errors.Join(err1, err2, w.cmd.Start()); err != nil {
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	if err := w.cmd.Start(); err != nil {
 		return nil, err
 	}
 	w.in = in
@@ -95,6 +103,7 @@ func (w *worker) listen(answers *json.Decoder) {
 			asker <- a
 		}
 	}
+	_ = w.cmd.Process.Kill() // one that does not speak the protocol is of no use
 	_ = w.cmd.Wait()
 }
 

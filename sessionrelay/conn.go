@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -18,6 +19,7 @@ type Conn struct {
 	id      string
 	home    Home
 	send    func(context.Context, Message) error
+	base    context.Context //nolint:containedctx // for what goes on after it
 	ctx     context.Context //nolint:containedctx // the connection's life
 	cancel  context.CancelCauseFunc
 	done    chan struct{}
@@ -25,10 +27,16 @@ type Conn struct {
 	begun bool // it is registered; guarded by n.mu
 
 	mu      sync.Mutex
+	ready   bool // Connect has told of it
 	ended   bool
 	unwatch func()
-	running bool // messages are being forwarded
-	again   bool // there may be more since
+	running chan struct{}   // closed when messages are not being forwarded any more; nil: they are not
+	again   bool            // there may be more since
+	acking  map[string]int  // ids that are being removed, and by how many
+	acked   map[string]bool // those and what was removed since the fetch under way began
+	skipped bool            // a message was fetched and not sent, because it is one of acked
+	sending string          // id of the message that is being sent
+	sent    chan struct{}   // closed when it has been
 }
 
 // watcher is the face of a store that tells of messages and moves.
@@ -44,6 +52,9 @@ func (c *Conn) start() (ok bool) {
 	if !c.begun {
 		return false
 	}
+	c.mu.Lock()
+	c.ready = true
+	c.mu.Unlock()
 	if w, ok := c.n.store.(watcher); ok {
 		stop := w.Watch(c.session, c.kick)
 		c.mu.Lock()
@@ -78,16 +89,28 @@ func (c *Conn) Err() error {
 // it has moved already, and its messages wait. It does not wait for the store. Calling
 // it again does nothing.
 func (c *Conn) Disconnect() {
-	if c.end(context.Canceled) {
-		c.leave()
-	}
+	first := make(chan bool, 1)
+	if c.n.spawn(func() {
+		if <-first {
+			c.deregister()
+		}
+	}) {
+		first <- c.end(context.Canceled)
+	} // else the node is ending, and disconnects all that it has
 }
 
-// leave deregisters c beside its caller.
-func (c *Conn) leave() { c.n.spawn(c.deregister) }
-
+// deregister gives up c's home, once what was sent over it has been counted.
 func (c *Conn) deregister() {
-	if err := c.n.store.Deregister(context.Background(), c.session, c.id); err != nil {
+	c.mu.Lock()
+	running := c.running
+	c.mu.Unlock()
+	if running != nil {
+		select {
+		case <-running:
+		case <-time.After(c.n.pause): // a send func that does not heed its context
+		}
+	}
+	if err := c.n.store.Deregister(c.base, c.session, c.id); err != nil {
 		c.n.failed(err)
 	}
 	if c.home != (Home{}) {
@@ -122,13 +145,25 @@ func (c *Conn) end(why error) (first bool) {
 func (c *Conn) kick() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.again = c.running; c.running || c.ended {
+	if c.again = c.running != nil; c.again || c.ended || !c.ready {
 		return
 	}
-	c.running = c.n.spawn(c.forward)
+	running := make(chan struct{})
+	if c.n.spawn(func() { c.forward(running) }) {
+		c.running = running
+	}
 }
 
-func (c *Conn) forward() {
+func (c *Conn) forward(running chan struct{}) {
+	over := false
+	defer func() {
+		if !over { // the send func has ended this goroutine
+			c.n.spawn(func() {
+				sleep(c.ctx, c.n.pause)
+				c.forward(running)
+			})
+		}
+	}()
 	for failures := 0; ; {
 		err := c.round()
 		if errors.Is(err, ErrMoved) || errors.Is(err, ErrGone) {
@@ -142,8 +177,10 @@ func (c *Conn) forward() {
 		}
 		c.mu.Lock()
 		if c.ended || err == nil && !c.again {
-			c.running = false
+			c.running, c.acked = nil, nil
 			c.mu.Unlock()
+			over = true
+			close(running)
 			return
 		}
 		c.again = false
@@ -161,7 +198,8 @@ func cause(err error) error {
 
 // round forwards until there is nothing to be forwarded.
 func (c *Conn) round() error {
-	for {
+	for c.ctx.Err() == nil {
+		c.fetching()
 		found, err := c.n.store.Fetch(c.ctx, c.session, c.id, c.n.batch)
 		if err != nil || len(found) == 0 {
 			return err
@@ -172,10 +210,11 @@ func (c *Conn) round() error {
 			}
 			continue
 		}
-		if err := c.deliver(together(found)); err != nil {
+		if more, err := c.deliver(together(found)); err != nil || !more {
 			return err
 		}
 	}
+	return nil
 }
 
 // bury makes a dead letter of what was tried too often.
@@ -199,11 +238,20 @@ func together(found []Message) []Message {
 }
 
 // deliver sends messages in order, up to the first that fails, and marks what it tried.
-func (c *Conn) deliver(messages []Message) (err error) {
+// Without more there is nothing to do before an acknowledgement has been stored.
+func (c *Conn) deliver(messages []Message) (more bool, err error) {
 	var tried []string
+	defer func() { // whatever the send func does: also when it is what ends the connection
+		if more = len(tried) > 0; more {
+			err = errors.Join(c.n.store.Attempted(c.base, c.session, c.id, tried...), err)
+		}
+	}()
 	for _, m := range messages {
 		if c.ctx.Err() != nil {
 			break
+		}
+		if !c.begin(m.ID) {
+			continue
 		}
 		tried = append(tried, m.ID)
 		if err = c.try(m); err != nil {
@@ -211,11 +259,85 @@ func (c *Conn) deliver(messages []Message) (err error) {
 			break
 		}
 	}
-	return errors.Join(c.n.store.Attempted(c.ctx, c.session, c.id, tried...), err)
+	return more, err
+}
+
+// fetching begins to note what is acknowledged: a message that was fetched before its
+// acknowledgement came must not be sent after it, when the client has forgotten its id.
+func (c *Conn) fetching() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.acked = map[string]bool{}
+	for id := range c.acking {
+		c.acked[id] = true
+	}
+}
+
+// begin reports whether id is to be sent still.
+func (c *Conn) begin(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.acked[id] {
+		c.skipped = true
+		return false
+	}
+	c.sending, c.sent = id, make(chan struct{})
+	return true
+}
+
+func (c *Conn) finish() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sending = ""
+	close(c.sent)
+}
+
+// acknowledge has ids sent no more, and waits while one of them is. Call done when they
+// are removed.
+func (c *Conn) acknowledge(ctx context.Context, ids []string) (done func(), err error) {
+	c.mu.Lock()
+	if c.acking == nil {
+		c.acking = map[string]int{}
+	}
+	for _, id := range ids {
+		c.acking[id]++
+		if c.acked != nil {
+			c.acked[id] = true
+		}
+	}
+	var sent chan struct{}
+	if slices.Contains(ids, c.sending) {
+		sent = c.sent
+	}
+	c.mu.Unlock()
+	done = func() {
+		c.mu.Lock()
+		for _, id := range ids {
+			if c.acking[id]--; c.acking[id] == 0 {
+				delete(c.acking, id)
+			}
+		}
+		skipped := c.skipped
+		c.skipped = false
+		c.mu.Unlock()
+		if skipped {
+			c.kick()
+		}
+	}
+	if sent != nil {
+		select {
+		case <-sent:
+		case <-ctx.Done():
+			done()
+			return nil, about(c.session, ctx.Err())
+		}
+	}
+	return done, nil
 }
 
 // try sends one message. A panic of the application's func is its error.
 func (c *Conn) try(m Message) (err error) {
+	defer c.finish()
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("sessionrelay: the send func panicked with a %T", r)
@@ -238,7 +360,8 @@ func (c *Conn) try(m Message) (err error) {
 //
 // Errors: handle's; [ErrInProgress] while another delivery is processed; [ErrTaken] if
 // another one has taken over meanwhile, so that the effect may have happened twice;
-// ErrMoved after the Conn has ended; ErrGone, ErrUnavailable, ErrInvalid and ctx's.
+// [ErrMoved] when the client has another connection, over which it sends the message
+// again, or the Conn has ended; ErrGone, ErrUnavailable, ErrInvalid and ctx's.
 // After ErrUnavailable have the client send it again: what was done is known, or, if
 // its end could not be stored, done again when the patience is over.
 func (c *Conn) Receive(ctx context.Context, id string, handle func(context.Context) (reply []byte, err error)) ([]byte, error) {
@@ -249,8 +372,11 @@ func (c *Conn) Receive(ctx context.Context, id string, handle func(context.Conte
 		return nil, err
 	}
 	owner, deadline := rand.Text(), time.Now().Add(c.n.patience)
-	claim, err := c.n.store.Accept(ctx, c.session, id, owner, c.n.patience)
+	claim, err := c.n.store.Accept(ctx, c.session, c.id, id, owner, c.n.patience)
 	switch {
+	case errors.Is(err, ErrMoved), errors.Is(err, ErrGone):
+		c.end(cause(err))
+		return nil, about(c.session, err)
 	case err != nil:
 		return nil, about(c.session, err)
 	case claim.State == Done:
@@ -258,11 +384,35 @@ func (c *Conn) Receive(ctx context.Context, id string, handle func(context.Conte
 	case claim.State == InProgress:
 		return nil, about(c.session, ErrInProgress)
 	}
-	reply, err := c.process(ctx, id, owner, deadline, handle)
+	r := &received{conn: c, id: id}
+	reply, err := c.process(context.WithValue(ctx, receivedKey{}, r), id, owner, deadline, handle)
 	if err != nil {
 		return nil, err
 	}
-	return reply, c.complete(ctx, id, owner, deadline, reply)
+	return reply, c.complete(ctx, id, owner, deadline, reply, r.answered())
+}
+
+// received is a message that is being processed; its handler's context carries it.
+type received struct {
+	conn *Conn
+	id   string
+
+	mu       sync.Mutex
+	requests []string // that it answers
+}
+
+type receivedKey struct{}
+
+func (r *received) answers(request string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.requests = append(r.requests, request)
+}
+
+func (r *received) answered() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.requests
 }
 
 // process runs handle, and gives the message up when that fails.
@@ -282,14 +432,15 @@ func (c *Conn) process(ctx context.Context, id, owner string, deadline time.Time
 
 // complete stores the reply. The effect has happened, so the caller's context does not
 // count any more, and a store in trouble is tried again to the deadline.
-func (c *Conn) complete(ctx context.Context, id, owner string, deadline time.Time, reply []byte) error {
+func (c *Conn) complete(ctx context.Context, id, owner string, deadline time.Time, reply []byte, answered []string) error {
 	ctx = context.WithoutCancel(ctx)
 	for pause := 50 * time.Millisecond; ; pause *= 2 {
-		err := c.n.store.Complete(ctx, c.session, id, owner, reply)
-		if !errors.Is(err, ErrUnavailable) || time.Now().Add(pause).After(deadline) {
+		left := time.Until(deadline)
+		err := c.n.store.Complete(ctx, c.session, id, owner, reply, answered...)
+		if !errors.Is(err, ErrUnavailable) || left <= 0 {
 			return about(c.session, err)
 		}
-		sleep(ctx, pause)
+		sleep(ctx, min(pause, left))
 	}
 }
 
@@ -304,11 +455,18 @@ func (c *Conn) open() error {
 }
 
 // Acked removes messages that the client has (its ACK) from the outbox. Ids that are
-// not there are no error.
+// not there are no error. When it has returned nil none of them is sent over this Conn
+// any more, so that the client may be told to forget them (ACK2); it waits for a send of
+// one of them that is under way. After an error do not tell it so.
 func (c *Conn) Acked(ctx context.Context, ids ...string) error {
 	if err := errors.Join(checkContext(ctx), checkIDs("message", ids)); err != nil || len(ids) == 0 {
 		return err
 	}
+	done, err := c.acknowledge(ctx, ids)
+	if err != nil {
+		return err
+	}
+	defer done()
 	return about(c.session, c.n.store.Delivered(ctx, c.session, ids...))
 }
 
@@ -322,13 +480,21 @@ func (c *Conn) Forget(ctx context.Context, ids ...string) error {
 }
 
 // Answered returns what request id was about, to the first answer only: first is false
-// for every other, and for a request that is not known. Call it inside [Conn.Receive] of
-// the answer.
+// for every other, and for a request that is not known. ctx is what [Conn.Receive] of
+// this Conn has given the answer's handler, [ErrInvalid] otherwise: if that fails, the
+// same answer is the first again when it comes again.
 func (c *Conn) Answered(ctx context.Context, id string) (correlation []byte, first bool, err error) {
 	if err := errors.Join(checkContext(ctx), checkID("message", id)); err != nil {
 		return nil, false, err
 	}
-	correlation, first, err = c.n.store.Take(ctx, c.session, id)
+	r, _ := ctx.Value(receivedKey{}).(*received)
+	if r == nil || r.conn != c {
+		return nil, false, fmt.Errorf("%w: not the context of a handler of this Conn", ErrInvalid)
+	}
+	correlation, first, err = c.n.store.Take(ctx, c.session, id, r.id)
+	if first {
+		r.answers(id)
+	}
 	return correlation, first, about(c.session, err)
 }
 

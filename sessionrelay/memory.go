@@ -38,7 +38,13 @@ type held struct {
 	out    map[string]*letter
 	order  []*letter // of out, oldest first, and some that are out no more
 	gone   recent    // messages that were delivered
-	req    map[string][]byte
+	req    map[string]*correlated
+}
+
+type correlated struct {
+	of    []byte
+	by    string // the answer that has it
+	taken bool
 }
 
 type claim struct {
@@ -178,7 +184,7 @@ func (s *memoryStore) create(h Hello) *held {
 	}
 	is := &held{
 		Info: Info{Created: stamp()},
-		in:   map[string]*claim{}, out: map[string]*letter{}, req: map[string][]byte{},
+		in:   map[string]*claim{}, out: map[string]*letter{}, req: map[string]*correlated{},
 	}
 	s.sessions[h.Session] = is
 	s.users[h.User]++
@@ -297,12 +303,15 @@ func (s *memoryStore) Homed(context.Context) ([]Info, error) {
 	return s.infos(func(i Info) bool { return i.Home.Node == s.node }), nil
 }
 
-func (s *memoryStore) Accept(_ context.Context, session, id, owner string, patience time.Duration) (Claim, error) {
+func (s *memoryStore) Accept(_ context.Context, session, conn, id, owner string, patience time.Duration) (Claim, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	is := s.sessions[session]
-	if is == nil {
+	switch {
+	case is == nil:
 		return Claim{}, ErrGone
+	case conn != "" && conn != is.Home.Conn:
+		return Claim{}, ErrMoved
 	}
 	now := time.Now().UnixMilli()
 	switch c := is.in[id]; {
@@ -315,7 +324,7 @@ func (s *memoryStore) Accept(_ context.Context, session, id, owner string, patie
 	return Claim{State: Accepted}, nil
 }
 
-func (s *memoryStore) Complete(_ context.Context, session, id, owner string, outcome []byte) error {
+func (s *memoryStore) Complete(_ context.Context, session, id, owner string, outcome []byte, answered ...string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	is := s.sessions[session]
@@ -328,6 +337,11 @@ func (s *memoryStore) Complete(_ context.Context, session, id, owner string, out
 		return ErrTaken
 	case !c.done:
 		c.done, c.outcome = true, bytes.Clone(outcome)
+		for _, request := range answered {
+			if r := is.req[request]; r != nil && r.taken {
+				delete(is.req, request)
+			}
+		}
 	}
 	return nil
 }
@@ -375,7 +389,7 @@ func (s *memoryStore) put(session string, m Message, correlation []byte) (home H
 	l := &letter{Message: Message{ID: m.ID, Request: m.Request, Payload: bytes.Clone(m.Payload)}}
 	is.out[m.ID], is.order = l, append(is.order, l)
 	if correlation != nil {
-		is.req[m.ID] = bytes.Clone(correlation)
+		is.req[m.ID] = &correlated{of: bytes.Clone(correlation)}
 	}
 	return is.Home, true, nil
 }
@@ -499,14 +513,17 @@ func (s *memoryStore) revive(session string, ids []string) error {
 	return nil
 }
 
-func (s *memoryStore) Take(_ context.Context, session, id string) ([]byte, bool, error) {
+func (s *memoryStore) Take(_ context.Context, session, id, answer string) ([]byte, bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	is := s.sessions[session]
 	if is == nil {
 		return nil, false, nil
 	}
-	correlation, ok := is.req[id]
-	delete(is.req, id)
-	return correlation, ok, nil
+	c := is.req[id]
+	if c == nil || c.taken && c.by != answer {
+		return nil, false, nil
+	}
+	c.taken, c.by = true, answer
+	return bytes.Clone(c.of), true, nil
 }

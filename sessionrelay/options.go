@@ -87,7 +87,7 @@ func configureRedis(rdb redis.UniversalClient, node string, opts []RedisOption) 
 	return c, errors.Join(c.problems...)
 }
 
-// Option configures a [Node].
+// Option configures a [Node]. Durations are 1 ms to a year.
 type Option func(*config)
 
 type config struct {
@@ -122,8 +122,9 @@ func WithIntervals(alive, expire, scavenge time.Duration) Option {
 }
 
 // WithAttempts is how often a message is tried, once per connection, before it is a
-// dead letter, and how long a connection's messages rest after its send func failed.
-// From 1, and 1 ms. Default: 10, 2.5 s.
+// dead letter, and how long a connection's messages rest after its send func failed, or
+// the store: up to sixteen times that while failures follow one another. From 1, and
+// 1 ms. Default: 10, 2.5 s.
 func WithAttempts(n int, pause time.Duration) Option {
 	return func(c *config) { c.attempts, c.pause = n, pause }
 }
@@ -159,8 +160,8 @@ func configure(s Store, opts []Option) (config, error) {
 	}
 	if isNil(s) {
 		c.problems.add("store is nil")
-	} else {
-		c.name = s.Node()
+	} else if c.name = s.Node(); strings.TrimSpace(c.name) == "" {
+		c.problems.add("store: its node has no name")
 	}
 	for _, o := range opts {
 		if o == nil {
@@ -173,8 +174,8 @@ func configure(s Store, opts []Option) (config, error) {
 		"WithTimeout": c.timeout, "WithIntervals: alive": c.alive, "WithIntervals: expire": c.expire,
 		"WithIntervals: scavenge": c.scavenge, "WithAttempts: pause": c.pause, "WithPatience": c.patience,
 	} {
-		if d < time.Millisecond {
-			c.problems.add("%s: %v is less than 1ms", name, d)
+		if d < time.Millisecond || d > 365*24*time.Hour {
+			c.problems.add("%s: %v is not within 1ms and a year", name, d)
 		}
 	}
 	if c.limit < 1 {

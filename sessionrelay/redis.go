@@ -81,7 +81,7 @@ func NewRedisStore(rdb redis.UniversalClient, node string, opts ...RedisOption) 
 
 // every kind of key that a session has, "s" first and "rm" last, as remove.lua wants
 // them.
-var every = []string{"s", "was", "in", "out", "tries", "pend", "sent", "dead", "gone", "req", "taken", "took", "rm"}
+var every = []string{"s", "was", "in", "out", "tries", "pend", "sent", "dead", "gone", "req", "taken", "rm"}
 
 func (r *redisStore) keys(session string, kinds ...string) []string {
 	tag := r.names.Tag("session " + session)
@@ -158,7 +158,7 @@ func (r *redisStore) store(ctx context.Context, script string, keys []string, ar
 			}
 			return nil, err
 		}
-		n, err := conn.Wait(ctx, r.replicas, r.opTimeout*9/10).Result()
+		n, err := conn.Wait(ctx, r.replicas, max(r.opTimeout*8/10, time.Millisecond)).Result() // 0 would be for ever
 		if err != nil {
 			return nil, err
 		}
@@ -720,8 +720,8 @@ func (r *redisStore) Homed(ctx context.Context) (homed []Info, err error) {
 	return homed, nil
 }
 
-func (r *redisStore) Accept(ctx context.Context, session, id, owner string, patience time.Duration) (Claim, error) {
-	answer, err := r.store(ctx, "accept", r.keys(session, "s", "in"), id, owner, patience.Milliseconds())
+func (r *redisStore) Accept(ctx context.Context, session, conn, id, owner string, patience time.Duration) (Claim, error) {
+	answer, err := r.store(ctx, "accept", r.keys(session, "s", "in"), conn, id, owner, patience.Milliseconds())
 	if err != nil {
 		return Claim{}, err
 	}
@@ -740,12 +740,16 @@ func (r *redisStore) Accept(ctx context.Context, session, id, owner string, pati
 	return Claim{State: Done}, nil
 }
 
-func (r *redisStore) Complete(ctx context.Context, session, id, owner string, outcome []byte) error {
+func (r *redisStore) Complete(ctx context.Context, session, id, owner string, outcome []byte, answered ...string) error {
 	kept := append([]byte{'+'}, outcome...)
 	if outcome == nil {
 		kept = []byte{'-'}
 	}
-	answer, err := r.store(ctx, "complete", r.keys(session, "s", "in"), id, owner, kept)
+	args := []any{id, owner, kept}
+	for _, request := range answered {
+		args = append(args, request)
+	}
+	answer, err := r.store(ctx, "complete", r.keys(session, "s", "in", "taken"), args...)
 	if err == nil {
 		_, err = said(answer)
 	}
@@ -859,10 +863,10 @@ func (r *redisStore) Revive(ctx context.Context, session string, ids ...string) 
 	return r.inBatches(ctx, "revive", r.keys(session, "s", "tries", "pend", "dead"), []any{r.channel(session)}, ids)
 }
 
-func (r *redisStore) Take(ctx context.Context, session, id string) ([]byte, bool, error) {
-	answer, err := r.run(ctx, "take", r.keys(session, "req", "taken", "took"), id, rand.Text())
-	if err != nil || answer == nil {
+func (r *redisStore) Take(ctx context.Context, session, id, answer string) ([]byte, bool, error) {
+	correlation, err := r.run(ctx, "take", r.keys(session, "req", "taken"), id, answer)
+	if err != nil || correlation == nil {
 		return nil, false, err
 	}
-	return []byte(str(answer)), true, nil
+	return []byte(str(correlation)), true, nil
 }

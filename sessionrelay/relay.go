@@ -32,7 +32,10 @@
 //	                       ◀──reply───  (or the kept one, when it comes again)
 //	drop the message       ────ack2──▶  Conn.Forget: forget the id
 //
-// The wire, and the client's half, are the application's. Messages of one session are
+// The wire, and the client's half, are the application's. A client that has connected
+// anew reads the old connection no more, and sends again over the new one what was not
+// replied to; a node hands over to Receive, Acked and Forget in the order of the wire
+// what is about one message. Messages of one session are
 // sent in the order they were put. What was sent over a connection and not
 // acknowledged is sent again over the next one, alone and before anything new. After
 // ten attempts it is a dead letter, which an operator may read and revive.
@@ -61,8 +64,12 @@
 //	                                        time out; a node of its name puts that right at its start
 //	send        store unreachable           an error; it may have been stored
 //	wake-up     lost                        found at the next one, or with the sign of life (54 s)
-//	delivery    send func fails             counts as an attempt; 2.5 s later the rest is tried
+//	delivery    send func fails             counts as an attempt; 2.5 s later the rest is tried, and up to
+//	                                        sixteen times later while failures follow one another
+//	delivery    send func does not return   its context ends with the Conn: a move is found with the sign of
+//	                                        life at the latest
 //	delivery    not marked as tried         it is sent again; the client knows its id
+//	process     client has moved            ErrMoved: it is sent again over the new connection
 //	process     func fails                  the message is as if it had never come
 //	process     node dies in it             after the patience (30 s) the next delivery is processed: the
 //	                                        effect may happen twice, unless the func makes it with the id
@@ -177,7 +184,8 @@ func (n *Node) Connect(ctx context.Context, h Hello, send func(context.Context, 
 		return nil, about(h.Session, err)
 	}
 	c := &Conn{n: n, session: h.Session, id: rand.Text(), send: send, done: make(chan struct{})}
-	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	c.base = context.WithoutCancel(ctx)
+	c.ctx, c.cancel = context.WithCancelCause(c.base)
 	if !n.add(c) {
 		return nil, about(h.Session, ErrClosed)
 	}
@@ -185,7 +193,7 @@ func (n *Node) Connect(ctx context.Context, h Hello, send func(context.Context, 
 	if err != nil {
 		c.end(err)
 		if !slices.ContainsFunc([]error{ErrWrongUser, ErrCap, ErrMoved}, func(no error) bool { return errors.Is(err, no) }) {
-			c.leave() // it may have been registered
+			n.undo(c, kind)
 		}
 		return nil, about(h.Session, err)
 	}
@@ -196,10 +204,26 @@ func (n *Node) Connect(ctx context.Context, h Hello, send func(context.Context, 
 	}
 	if !c.start() { // the node has ended meanwhile
 		c.end(ErrClosed)
-		c.deregister() //nolint:contextcheck // what is begun is finished
+		c.deregister()
 		return nil, about(h.Session, ErrClosed)
 	}
 	return c, nil
+}
+
+// undo gives up what may have been registered though nobody heard of it: beside the
+// caller, unless the node has ended. A session whose id nobody knows is of no use.
+func (n *Node) undo(c *Conn, kind string) {
+	undo := c.deregister
+	if kind == EventConnected {
+		undo = func() {
+			if _, err := n.store.Remove(c.base, c.session); err != nil {
+				n.failed(err)
+			}
+		}
+	}
+	if !n.spawn(undo) {
+		undo()
+	}
 }
 
 // add enters c, unless the node has ended.
@@ -328,7 +352,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if again {
 		return fmt.Errorf("%w: the node runs already, or has ended", ErrInvalid)
 	}
-	if err := n.sweep(ctx); err != nil { // a node of this name may have died
+	if _, err := n.sweep(ctx); err != nil && ctx.Err() == nil { // a node of this name may have died
 		n.failed(err)
 	}
 	var loops sync.WaitGroup
@@ -336,7 +360,7 @@ func (n *Node) Run(ctx context.Context) error {
 	loops.Go(func() { n.every(ctx, n.expire, n.timeOut) })
 	loops.Go(func() { n.every(ctx, n.scavenge, n.clear) })
 	loops.Wait()
-	n.shut() //nolint:contextcheck // ctx has ended
+	n.shut()
 	return nil
 }
 
@@ -373,16 +397,30 @@ func (n *Node) vouch(ctx context.Context) error {
 	for _, c := range conns {
 		c.kick()
 	}
-	return n.sweep(ctx)
+	homed, err := n.sweep(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range conns {
+		if !homed[c.id] { // as far as the store's index knows
+			if i, err := n.store.Lookup(ctx, c.session); err == nil && i.Home.Conn != c.id {
+				c.end(ErrMoved)
+			}
+		}
+	}
+	return nil
 }
 
-// sweep disowns the sessions whose home is a connection that is lost.
-func (n *Node) sweep(ctx context.Context) error {
+// sweep disowns the sessions whose home is a connection that is lost, and returns the
+// connections that are homes here.
+func (n *Node) sweep(ctx context.Context) (conns map[string]bool, err error) {
 	homed, err := n.store.Homed(ctx)
+	conns = make(map[string]bool, len(homed))
 	for _, i := range homed {
-		n.disown(i) //nolint:contextcheck // what is begun is finished
+		conns[i.Home.Conn] = true
+		n.disown(i)
 	}
-	return err
+	return conns, err
 }
 
 func (n *Node) timeOut(ctx context.Context) error {
@@ -410,8 +448,9 @@ func (n *Node) shut() {
 		turns <- struct{}{}
 		all.Go(func() {
 			defer func() { <-turns }()
-			c.end(ErrClosed)
-			c.deregister()
+			if c.end(ErrClosed) {
+				c.deregister()
+			}
 		})
 	}
 	all.Wait()

@@ -129,13 +129,18 @@ type Directory interface {
 
 // Inbox has a message from a client processed once.
 type Inbox interface {
-	// Accept claims message id for owner, until patience has passed: then somebody else
-	// may take it over. A repeated call of the same owner is Accepted again. ErrGone.
-	Accept(ctx context.Context, session, id, owner string, patience time.Duration) (Claim, error)
+	// Accept claims message id, which came over conn, for owner, until patience has
+	// passed: then somebody else may take it over. A repeated call of the same owner is
+	// Accepted again. ErrGone. ErrMoved: the client has another connection by now, and
+	// may have forgotten the message there. With an empty conn, for what came another
+	// way, that is not asked.
+	Accept(ctx context.Context, session, conn, id, owner string, patience time.Duration) (Claim, error)
 
-	// Complete stores the outcome of what owner has accepted. [ErrTaken] if somebody
-	// else has taken it over; no error if owner has completed it already.
-	Complete(ctx context.Context, session, id, owner string, outcome []byte) error
+	// Complete stores the outcome of what owner has accepted, and forgets the
+	// correlations of the requests that it answered. [ErrTaken] if somebody else has
+	// taken it over; no error if owner has completed it already. The connection may have
+	// moved: what was done is done.
+	Complete(ctx context.Context, session, id, owner string, outcome []byte, answered ...string) error
 
 	// Release gives up what owner has accepted, as if it had never come.
 	Release(ctx context.Context, session, id, owner string) error
@@ -179,7 +184,8 @@ type DeadLetters interface {
 
 // Correlations remember what a request to a client was about.
 type Correlations interface {
-	// Take returns the correlation of request id to one caller only; to the others, and
-	// for a request that is not known, ok is false.
-	Take(ctx context.Context, session, id string) (correlation []byte, ok bool, err error)
+	// Take returns the correlation of request id to one answer only, the first that
+	// takes it, as often as it does, until [Inbox.Complete]; to other answers, and for a
+	// request that is not known, ok is false.
+	Take(ctx context.Context, session, id, answer string) (correlation []byte, ok bool, err error)
 }

@@ -36,6 +36,7 @@ type modelled struct {
 	letters []*post
 	seen    map[string]bool // ids that were put ever
 	about   map[string][]byte
+	takers  map[string]string // of what is about
 }
 
 type post struct {
@@ -75,7 +76,7 @@ func (m model) Register(_ context.Context, h sessionrelay.Hello, conn string, li
 		return sessionrelay.Info{}, sessionrelay.Home{}, sessionrelay.ErrMoved
 	}
 	if is == nil {
-		is = &modelled{claims: map[string]string{}, done: map[string][]byte{}, seen: map[string]bool{}, about: map[string][]byte{}}
+		is = &modelled{claims: map[string]string{}, done: map[string][]byte{}, seen: map[string]bool{}, about: map[string][]byte{}, takers: map[string]string{}}
 		m.sessions[h.Session] = is
 	}
 	home := sessionrelay.Home{Node: m.node, Conn: conn}
@@ -149,10 +150,13 @@ func (m model) Homed(context.Context) (all []sessionrelay.Info, err error) {
 	return all, nil
 }
 
-func (m model) Accept(_ context.Context, session, id, owner string, _ time.Duration) (sessionrelay.Claim, error) {
+func (m model) Accept(_ context.Context, session, conn, id, owner string, _ time.Duration) (sessionrelay.Claim, error) {
 	is := m.sessions[session]
-	if is == nil {
+	switch {
+	case is == nil:
 		return sessionrelay.Claim{}, sessionrelay.ErrGone
+	case conn != "" && conn != is.Home.Conn:
+		return sessionrelay.Claim{}, sessionrelay.ErrMoved
 	}
 	by, claimed := is.claims[id]
 	if outcome, done := is.done[id]; done {
@@ -165,7 +169,7 @@ func (m model) Accept(_ context.Context, session, id, owner string, _ time.Durat
 	return sessionrelay.Claim{State: sessionrelay.Accepted}, nil
 }
 
-func (m model) Complete(_ context.Context, session, id, owner string, outcome []byte) error {
+func (m model) Complete(_ context.Context, session, id, owner string, outcome []byte, answered ...string) error {
 	is := m.sessions[session]
 	if is == nil {
 		return sessionrelay.ErrGone
@@ -175,6 +179,11 @@ func (m model) Complete(_ context.Context, session, id, owner string, outcome []
 	}
 	if _, done := is.done[id]; !done {
 		is.done[id] = outcome
+		for _, request := range answered {
+			if _, taken := is.takers[request]; taken {
+				delete(is.about, request)
+			}
+		}
 	}
 	return nil
 }
@@ -294,14 +303,17 @@ func (m model) Revive(_ context.Context, session string, ids ...string) error {
 	return nil
 }
 
-func (m model) Take(_ context.Context, session, id string) ([]byte, bool, error) {
+func (m model) Take(_ context.Context, session, id, answer string) ([]byte, bool, error) {
 	is := m.sessions[session]
 	if is == nil {
 		return nil, false, nil
 	}
 	about, ok := is.about[id]
-	delete(is.about, id)
-	return about, ok, nil
+	if by, taken := is.takers[id]; !ok || taken && by != answer {
+		return nil, false, nil
+	}
+	is.takers[id] = answer
+	return about, true, nil
 }
 
 // question is one random call. Its answer is all that a caller can see, times aside.
@@ -362,6 +374,7 @@ func (c *curiosity) next() question {
 	session := c.pick("s", "s", "t", "S")
 	user := c.pick("bob", "bob", "bob", "eve")
 	conn, id, owner, most := c.conn(), c.pick("1", "2", "3", "4"), c.pick("o", "p", "o p"), c.IntN(5)
+	over, other := c.pick("", conn), c.pick("1", "2", "3", "4")
 	some, payload, about := c.some("1", "2", "3", "4", "none"), c.bytes(), c.bytes()
 	app, version := c.pick("x", "y"), c.pick("1", "10", "9")
 	q := question{node: c.IntN(2)}
@@ -410,13 +423,13 @@ func (c *curiosity) next() question {
 			return fmt.Sprint(infos(all), err)
 		})
 	case n < 21:
-		set("Accept "+session+id+owner, func(ctx context.Context, s sessionrelay.Store) string {
-			claim, err := s.Accept(ctx, session, id, owner, time.Hour)
+		set("Accept "+session+over+id+owner, func(ctx context.Context, s sessionrelay.Store) string {
+			claim, err := s.Accept(ctx, session, over, id, owner, time.Hour)
 			return fmt.Sprintf("%d %#v %v", claim.State, claim.Outcome, err)
 		})
 	case n < 23:
-		set("Complete "+session+id+owner, func(ctx context.Context, s sessionrelay.Store) string {
-			return ended(s.Complete(ctx, session, id, owner, payload))
+		set("Complete "+session+id+owner+other, func(ctx context.Context, s sessionrelay.Store) string {
+			return ended(s.Complete(ctx, session, id, owner, payload, other))
 		})
 	case n < 24:
 		set("Release "+session+id+owner, func(ctx context.Context, s sessionrelay.Store) string {
@@ -450,8 +463,8 @@ func (c *curiosity) next() question {
 	case n < 39:
 		set(fmt.Sprint("Revive ", session, some), func(ctx context.Context, s sessionrelay.Store) string { return ended(s.Revive(ctx, session, some...)) })
 	default:
-		set("Take "+session+id, func(ctx context.Context, s sessionrelay.Store) string {
-			about, ok, err := s.Take(ctx, session, id)
+		set("Take "+session+id+owner, func(ctx context.Context, s sessionrelay.Store) string {
+			about, ok, err := s.Take(ctx, session, id, owner)
 			return fmt.Sprintf("%#v %t %v", about, ok, err)
 		})
 	}

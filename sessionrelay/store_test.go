@@ -117,7 +117,7 @@ func homed(t testing.TB, s sessionrelay.Store) []string {
 }
 
 func TestMemoryKeepsTheContract(t *testing.T) {
-	suite := relaytest.StoreTest{New: func(t *testing.T) func(string) sessionrelay.Store { return memory(t) }}
+	suite := relaytest.StoreTest{New: func(t *testing.T) func(string) sessionrelay.Store { return memory(t) }, Tick: 50 * time.Millisecond}
 	t.Run("real time", suite.Run)
 	suite.In = synctest.Test
 	t.Run("bubble", suite.Run)
@@ -133,8 +133,9 @@ func TestRedisKeepsTheContract(t *testing.T) {
 	t.Run("redis", relaytest.StoreTest{
 		New: func(t *testing.T) func(string) sessionrelay.Store {
 			way = redistest.NewProxy(t, server.Addr())
-			return stores(t, server.Client(func(o *redis.Options) { o.Addr = way.Addr() }))
+			return stores(t, server.Client(func(o *redis.Options) { o.Addr, o.MaxRetries = way.Addr(), -1 }))
 		},
+		Tick:   50 * time.Millisecond,
 		Outage: func(*testing.T, sessionrelay.Store) { way.Cut() },
 	}.Run)
 }
@@ -145,6 +146,7 @@ func TestClusterKeepsTheContract(t *testing.T) {
 			cluster := clusterClient(t)
 			return func(t *testing.T) func(string) sessionrelay.Store { return stores(t, cluster) }
 		}(),
+		Tick: 50 * time.Millisecond,
 	}.Run(t)
 }
 
@@ -199,11 +201,14 @@ func (h *twice) note(cmd redis.Cmder) {
 func TestCommandsThatAreExecutedTwiceHaveOneEffect(t *testing.T) {
 	server := redistest.Start(t)
 	hook := &twice{scripts: map[string]bool{}}
-	relaytest.StoreTest{New: func(t *testing.T) func(string) sessionrelay.Store {
-		rdb := server.Client()
-		rdb.AddHook(hook)
-		return stores(t, rdb)
-	}}.Run(t)
+	relaytest.StoreTest{
+		New: func(t *testing.T) func(string) sessionrelay.Store {
+			rdb := server.Client()
+			rdb.AddHook(hook)
+			return stores(t, rdb)
+		},
+		Tick: 50 * time.Millisecond,
+	}.Run(t)
 	for name, sha := range scripts(t) {
 		assert.True(t, hook.scripts[sha], "%s was not run twice", name)
 	}
@@ -263,7 +268,7 @@ func TestClaimEndsWithItsPatience(t *testing.T) {
 		a := open("a")
 		at(t, a, "s", "c1")
 		accepts := func(owner string) sessionrelay.State {
-			c, err := a.Accept(t.Context(), "s", "i", owner, time.Second)
+			c, err := a.Accept(t.Context(), "s", "", "i", owner, time.Second)
 			require.NoError(t, err)
 			return c.State
 		}
@@ -462,14 +467,14 @@ func fill(t testing.TB, s sessionrelay.Store, session, user string) {
 		_, err := s.Put(ctx, session, sessionrelay.Message{ID: id, Request: true}, []byte("about"))
 		require.NoError(t, err)
 	}
-	_, ok, err := s.Take(ctx, session, "taken")
+	_, ok, err := s.Take(ctx, session, "taken", "answer")
 	require.NoError(t, err)
 	require.True(t, ok)
 	require.NoError(t, s.Attempted(ctx, session, "c2", "tried"))
 	require.NoError(t, s.Bury(ctx, session, "c2", "dead"))
 	require.NoError(t, s.Delivered(ctx, session, "delivered"))
 	for _, id := range []string{"busy", "done"} {
-		c, err := s.Accept(ctx, session, id, "owner", time.Hour)
+		c, err := s.Accept(ctx, session, "", id, "owner", time.Hour)
 		require.NoError(t, err)
 		require.Equal(t, sessionrelay.Accepted, c.State)
 	}
@@ -491,7 +496,7 @@ func TestRemovedSessionLeavesNoKeys(t *testing.T) {
 					kinds = append(kinds, kind(key))
 				}
 				slices.Sort(kinds)
-				assert.Equal(t, strings.Fields("all dead gone in node out pend req s sent taken took tries user was"), kinds)
+				assert.Equal(t, strings.Fields("all dead gone in node out pend req s sent taken tries user was"), kinds)
 				require.NoError(t, a.Deregister(t.Context(), "s", "c1")) // as its node would have
 				time.Sleep(2 * time.Millisecond)
 				require.NoError(t, remove(t.Context(), stores(t, rdb)("b")))
@@ -513,30 +518,34 @@ func TestWhatIsRememberedForRepeatsEnds(t *testing.T) {
 		require.NoError(t, a.Deregister(t.Context(), "none", "c"))
 		time.Sleep(time.Minute)
 		for _, key := range m.Keys() {
-			assert.NotContains(t, []string{"was", "gone", "taken", "took"}, kind(key))
+			assert.NotContains(t, []string{"was", "gone"}, kind(key))
 		}
 		// A busy session forgets, too.
 		for i := range 50 {
 			id := fmt.Sprint("m", i)
 			_, err := a.Put(t.Context(), "s", sessionrelay.Message{ID: id}, []byte("about"))
 			require.NoError(t, err)
-			_, ok, err := a.Take(t.Context(), "s", id)
+			_, ok, err := a.Take(t.Context(), "s", id, "answer")
 			require.NoError(t, err)
 			require.True(t, ok)
+			_, err = a.Accept(t.Context(), "s", "", "answer", id, time.Minute)
+			require.NoError(t, err)
+			require.NoError(t, a.Complete(t.Context(), "s", "answer", id, nil, id))
+			require.NoError(t, a.Forget(t.Context(), "s", "answer"))
 			require.NoError(t, a.Delivered(t.Context(), "s", id))
 			at(t, a, "s", fmt.Sprint("d", i))
 			time.Sleep(10 * time.Second)
 		}
 		for _, key := range m.Keys() {
 			switch kind(key) {
-			case "was", "gone", "took":
+			case "was", "gone":
 				members, err := m.ZMembers(key)
 				require.NoError(t, err)
 				assert.LessOrEqual(t, len(members), 6, kind(key))
 			case "taken":
 				fields, err := m.HKeys(key)
 				require.NoError(t, err)
-				assert.LessOrEqual(t, len(fields), 6)
+				assert.Equal(t, []string{"taken"}, fields, "that of fill, whose answer is not complete")
 			}
 		}
 	})
@@ -769,11 +778,11 @@ func TestStoreTimeDecides(t *testing.T) {
 			expired, err := a.Expire(t.Context(), time.Hour)
 			require.NoError(t, err)
 			assert.Empty(t, expired)
-			c, err := a.Accept(t.Context(), "s", "i", "owner", time.Hour)
+			c, err := a.Accept(t.Context(), "s", "", "i", "owner", time.Hour)
 			require.NoError(t, err)
 			assert.Equal(t, sessionrelay.Accepted, c.State)
 			m.SetTime(now.Add(2 * time.Hour))
-			c, err = a.Accept(t.Context(), "s", "i", "another", time.Hour)
+			c, err = a.Accept(t.Context(), "s", "", "i", "another", time.Hour)
 			require.NoError(t, err)
 			assert.Equal(t, sessionrelay.Accepted, c.State)
 			expired, err = a.Expire(t.Context(), 0)

@@ -91,7 +91,7 @@ func (s service) runs(session string) (runs []string) {
 func (s service) forgotten(session, id string) {
 	s.t.Helper()
 	eventually(s.t, func() bool {
-		claim, err := s.store.Accept(s.t.Context(), session, id, "the test", time.Minute)
+		claim, err := s.store.Accept(s.t.Context(), session, "", id, "the test", time.Minute)
 		return err == nil && claim.State == sessionrelay.Accepted
 	}, "the end of a message")
 	require.NoError(s.t, s.store.Release(s.t.Context(), session, id, "the test"))

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -89,26 +88,14 @@ type line struct {
 	ws    *websocket.Conn
 	conn  *sessionrelay.Conn
 	ready chan struct{} // closed when welcome has been said
-
-	mu    sync.Mutex // held from the look into acked until what it decides has been written
-	acked recent
 }
 
 // send is what the relay sends messages by.
-//
-// A message that the client has acknowledged may be sent again all the same, if the
-// relay fetched it a moment before. That must not come after forget, for then it would
-// count as new.
 func (l *line) send(ctx context.Context, m sessionrelay.Message) error {
 	select {
 	case <-l.ready:
 	case <-ctx.Done():
 		return ctx.Err()
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.acked.has(m.ID) {
-		return nil
 	}
 	f := frame{Kind: message, ID: m.ID, Body: string(m.Payload)}
 	if m.Request {
@@ -116,38 +103,6 @@ func (l *line) send(ctx context.Context, m sessionrelay.Message) error {
 	}
 	return write(ctx, l.ws, f)
 }
-
-// hasAcked stores what the client has, and only then has it forget the ids.
-func (l *line) hasAcked(ctx context.Context, ids []string) error {
-	l.mu.Lock()
-	l.acked.add(time.Now(), ids)
-	l.mu.Unlock()
-	if l.conn.Acked(ctx, ids...) == nil {
-		return write(ctx, l.ws, frame{Kind: forget, IDs: ids})
-	}
-	return nil // the client says it again
-}
-
-// recent is a set that ids are in for recentFor at least. That is longer than the relay
-// has a message between fetching and sending it: it fetches 20, and each is sent within
-// writeLimit, or the connection is lost.
-type recent struct {
-	now, before map[string]bool
-	since       time.Time
-}
-
-const recentFor = 20 * writeLimit
-
-func (r *recent) add(at time.Time, ids []string) {
-	if r.now == nil || at.Sub(r.since) > recentFor {
-		r.now, r.before, r.since = map[string]bool{}, r.now, at
-	}
-	for _, id := range ids {
-		r.now[id] = true
-	}
-}
-
-func (r *recent) has(id string) bool { return r.now[id] || r.before[id] }
 
 // closeAtTheEnd closes the WebSocket when the Conn has ended, and says why. When it was
 // the client that left there is nobody to be told.
@@ -173,7 +128,9 @@ func (l *line) handle(ctx context.Context) error {
 	}
 	switch f.Kind {
 	case ack:
-		return l.hasAcked(ctx, f.IDs)
+		if l.conn.Acked(ctx, f.IDs...) == nil { // else the client says it again
+			return write(ctx, l.ws, frame{Kind: forget, IDs: f.IDs})
+		}
 	case forget:
 		_ = l.conn.Forget(ctx, f.IDs...) // what stays goes with the session
 	case message, answer:

@@ -6,8 +6,8 @@ if bad then return bad end
 for i = 2, #ARGV do
 	local seq = redis.call('ZSCORE', KEYS[3], ARGV[i])
 	if seq then
-		redis.call('ZREM', KEYS[3], ARGV[i])
 		redis.call('ZADD', KEYS[4], seq, ARGV[i])
+		redis.call('ZREM', KEYS[3], ARGV[i])
 		redis.call('HINCRBY', KEYS[2], ARGV[i], 1)
 	end
 end

@@ -6,8 +6,8 @@ for i = 2, #ARGV do
 	for k = 2, 3 do
 		local seq = redis.call('ZSCORE', KEYS[k], ARGV[i])
 		if seq then
-			redis.call('ZREM', KEYS[k], ARGV[i])
 			redis.call('ZADD', KEYS[4], seq, ARGV[i])
+			redis.call('ZREM', KEYS[k], ARGV[i])
 		end
 	end
 end

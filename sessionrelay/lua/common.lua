@@ -15,8 +15,8 @@
 --         dead letters
 --   gone  zset: ids that were delivered, by time
 --   req   hash: correlations of requests
---   taken hash: those that were taken, as pairs of taker and correlation
---   took  zset: their ids, by time
+--   taken hash: those that an answer has taken which is not complete, as pairs of the
+--         answer's id and the correlation
 --   rm    hash: the nonce of who removed the session, and whose it was
 --
 -- What is only remembered so that a script may be run twice lives for a minute, a good

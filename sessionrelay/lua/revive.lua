@@ -5,8 +5,8 @@ if not redis.call('HGET', KEYS[1], 'user') then return 'GONE' end
 for i = 2, #ARGV do
 	local seq = redis.call('ZSCORE', KEYS[4], ARGV[i])
 	if seq then
-		redis.call('ZREM', KEYS[4], ARGV[i])
 		redis.call('ZADD', KEYS[3], seq, ARGV[i])
+		redis.call('ZREM', KEYS[4], ARGV[i])
 		redis.call('HDEL', KEYS[2], ARGV[i])
 	end
 end

@@ -1,14 +1,10 @@
--- KEYS req taken took; ARGV id taker
--- Takes a correlation. Returns it, or nil. Run twice: taken says by whom.
+-- KEYS req taken; ARGV id answer
+-- Takes a correlation for an answer, which has it until it is complete. Returns it, or
+-- nil. Run twice: taken says by which.
 local it = redis.call('HGET', KEYS[1], ARGV[1])
 if it then
-	for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', text(now() - memory))) do
-		redis.call('HDEL', KEYS[2], id)
-	end
-	redis.call('HDEL', KEYS[1], ARGV[1])
 	redis.call('HSET', KEYS[2], ARGV[1], pair(ARGV[2], it))
-	redis.call('PEXPIRE', KEYS[2], memory)
-	remember(KEYS[3], { ARGV[1] })
+	redis.call('HDEL', KEYS[1], ARGV[1])
 	return it
 end
 it = redis.call('HGET', KEYS[2], ARGV[1])

@@ -23,9 +23,12 @@ func (f *fleet) register() {
 	equal(f, "home before the first", before, sessionrelay.Home{})
 	want := sessionrelay.Info{
 		Session: session, User: user, Lib: "lib", App: "app", Version: "1.0",
-		Created: info.Created, Live: info.Created, Home: sessionrelay.Home{Node: f.a.Node(), Conn: "c1"},
+		Created: info.Created, Live: info.Live, Home: sessionrelay.Home{Node: f.a.Node(), Conn: "c1"},
 	}
 	equal(f, "Register", plain(info), plain(want))
+	if info.Live.Before(info.Created) { // later, when the call was sent twice
+		f.failf("Live is %v before Created", info.Created.Sub(info.Live))
+	}
 	if off := time.Until(info.Created).Abs(); off > 24*time.Hour {
 		f.failf("Created is %v off: is it in another unit?", off)
 	}
@@ -291,7 +294,7 @@ func (f *fleet) calls(session string) map[string]func(context.Context) error {
 		"Scavenge": func(ctx context.Context) error { _, err := s.Scavenge(ctx); return err },
 		"Homed":    func(ctx context.Context) error { _, err := s.Homed(ctx); return err },
 		"Accept": func(ctx context.Context) error {
-			_, err := s.Accept(ctx, session, "i", "owner", time.Hour)
+			_, err := s.Accept(ctx, session, "", "i", "owner", time.Hour)
 			return err
 		},
 		"Complete": func(ctx context.Context) error { return s.Complete(ctx, session, "i", "owner", []byte("done")) },
@@ -307,7 +310,7 @@ func (f *fleet) calls(session string) map[string]func(context.Context) error {
 		"Bury":      func(ctx context.Context) error { return s.Bury(ctx, session, "c1", "m") },
 		"Buried":    func(ctx context.Context) error { _, err := s.Buried(ctx, session); return err },
 		"Revive":    func(ctx context.Context) error { return s.Revive(ctx, session, "m") },
-		"Take":      func(ctx context.Context) error { _, _, err := s.Take(ctx, session, "m"); return err },
+		"Take":      func(ctx context.Context) error { _, _, err := s.Take(ctx, session, "m", "answer"); return err },
 	}
 }
 
@@ -556,6 +559,23 @@ func (f *fleet) accept() {
 	f.holds(two, "i", nil)
 	f.connects(f.b, one, f.name("user of one"), "c2")
 	f.holds(one, "i", []byte("outcome"))
+
+	over := func(s sessionrelay.Store, session, conn, id string, want sessionrelay.State, no ...error) {
+		claim, err := s.Accept(f.ctx, session, conn, id, "owner of "+id, time.Hour)
+		f.wants("Accept over "+conn, err, no...)
+		equal(f, "state over "+conn, claim.State, want)
+	}
+	over(f.b, one, "c2", "k", sessionrelay.Accepted)
+	over(f.a, one, "c1", "k", 0, sessionrelay.ErrMoved)
+	f.wants("Complete", f.b.Complete(f.ctx, one, "k", "owner of k", nil))
+	f.wants("Forget", f.b.Forget(f.ctx, one, "k"))
+	over(f.a, one, "c1", "k", 0, sessionrelay.ErrMoved) // the client sends it over c2, or has forgotten it
+	over(f.b, one, "c2", "l", sessionrelay.Accepted)
+	f.wants("Deregister", f.b.Deregister(f.ctx, one, "c2"))
+	over(f.b, one, "c2", "m", 0, sessionrelay.ErrMoved)
+	f.wants("Complete after the connection was lost", f.b.Complete(f.ctx, one, "l", "owner of l", []byte("done")))
+	f.holds(one, "l", []byte("done"))
+	over(f.b, f.name("nobody"), "c2", "m", 0, sessionrelay.ErrGone)
 }
 
 func (f *fleet) acceptRace() {
@@ -564,7 +584,7 @@ func (f *fleet) acceptRace() {
 		id := fmt.Sprint("i", round)
 		var winners, busy atomic.Int64
 		f.crowd(30, func(i int, s sessionrelay.Store) error {
-			claim, err := s.Accept(f.ctx, session, id, fmt.Sprint("owner ", i), time.Hour)
+			claim, err := s.Accept(f.ctx, session, "", id, fmt.Sprint("owner ", i), time.Hour)
 			switch claim.State {
 			case sessionrelay.Accepted:
 				winners.Add(1)
@@ -582,7 +602,7 @@ func (f *fleet) acceptRace() {
 func (f *fleet) takeover() {
 	session := f.session("s")
 	claims := func(owner string, patience time.Duration, want sessionrelay.State) {
-		claim, err := f.b.Accept(f.ctx, session, "i", owner, patience)
+		claim, err := f.b.Accept(f.ctx, session, "", "i", owner, patience)
 		f.wants("Accept", err)
 		equal(f, "state, as told to "+owner, claim.State, want)
 	}
@@ -599,9 +619,9 @@ func (f *fleet) takeover() {
 	f.wants("Complete", f.b.Complete(f.ctx, session, "i", "second", []byte("right")))
 	f.holds(session, "i", []byte("right"))
 
-	_, err := f.a.Accept(f.ctx, session, "alone", "slow", f.Tick)
+	_, err := f.a.Accept(f.ctx, session, "", "alone", "slow", f.Tick)
 	f.wants("Accept", err)
-	_, err = f.a.Accept(f.ctx, session, "renewed", "slow", f.Tick)
+	_, err = f.a.Accept(f.ctx, session, "", "renewed", "slow", f.Tick)
 	f.wants("Accept", err)
 	f.accepts(f.a, session, "renewed", "slow", sessionrelay.Accepted)
 	f.Sleep(2 * f.Tick)
@@ -874,6 +894,25 @@ func (f *fleet) correlations() {
 	f.connects(f.b, one, f.name("user of one"), "c2")
 	f.took(f.a, one, "dead", []byte("about"))
 	f.took(f.a, one, "never was", nil)
+
+	asks("again", []byte("about"))
+	takes := func(s sessionrelay.Store, answer string, want bool) {
+		got, ok, err := s.Take(f.ctx, one, "again", answer)
+		f.wants("Take", err)
+		equal(f, "taken by "+answer, ok, want)
+		equal(f, "correlation for "+answer, string(got) == "about", want)
+	}
+	takes(f.a, "first", true)
+	takes(f.b, "second", false)
+	takes(f.c, "first", true) // its handler failed, and it came again
+	f.accepts(f.a, one, "first", "owner", sessionrelay.Accepted)
+	f.wants("Complete", f.a.Complete(f.ctx, one, "first", "owner", nil, "again", "never was"))
+	takes(f.a, "first", false)
+	takes(f.a, "second", false)
+	asks("kept", []byte("about"))
+	f.accepts(f.a, one, "other", "owner", sessionrelay.Accepted)
+	f.wants("Complete of a message that did not take it", f.a.Complete(f.ctx, one, "other", "owner", nil, "kept"))
+	f.took(f.b, one, "kept", []byte("about"))
 }
 
 func (f *fleet) takeRace() {
@@ -884,7 +923,7 @@ func (f *fleet) takeRace() {
 		f.wants("Put", err)
 		var winners atomic.Int64
 		f.crowd(100, func(_ int, s sessionrelay.Store) error {
-			got, ok, err := s.Take(f.ctx, session, id)
+			got, ok, err := s.Take(f.ctx, session, id, f.answer())
 			if ok {
 				winners.Add(1)
 			}
@@ -1012,7 +1051,7 @@ func (f *fleet) copies() {
 		f.wants("Fetch", err)
 		f.same("Fetch, after slices were written to", got, messages("m"))
 		scribble(got[0].Payload)
-		claim, err := f.a.Accept(f.ctx, session, "i", "owner", time.Hour)
+		claim, err := f.a.Accept(f.ctx, session, "", "i", "owner", time.Hour)
 		f.wants("Accept", err)
 		equal(f, "outcome, after slices were written to", string(claim.Outcome), "outcome")
 		scribble(claim.Outcome)
@@ -1039,7 +1078,7 @@ func (f *fleet) many() {
 			if _, err := s.Put(f.ctx, session, message(ids[k]), nil); err != nil {
 				return err
 			}
-			if _, err := s.Accept(f.ctx, session, ids[k], "owner", time.Hour); err != nil {
+			if _, err := s.Accept(f.ctx, session, "", ids[k], "owner", time.Hour); err != nil {
 				return err
 			}
 		}

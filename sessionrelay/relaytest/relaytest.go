@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -86,7 +87,7 @@ func (s StoreTest) checks() []check {
 		{"ExpireOnce", "each session that timed out is returned to one caller, however many ask", (*fleet).expireOnce},
 		{"Scavenge", "clearing up takes nothing from sessions that exist, and finds nothing a second time", (*fleet).scavenge},
 		{"Homed", "the sessions whose home is this node, and no others", (*fleet).homed},
-		{"Accept", "a message is accepted once per session, and again by the same owner: a request that was sent twice; others are told that it is in progress, or done", (*fleet).accept},
+		{"Accept", "a message is accepted once per session, and again by the same owner: a request that was sent twice; others are told that it is in progress, or done; over a connection that is not the home any more it is ErrMoved", (*fleet).accept},
 		{"AcceptRace", "of owners that accept at once one has it", (*fleet).acceptRace},
 		{"Takeover", "after its patience, and not before, a claim may be taken over; who had it can store nothing any more", (*fleet).takeover},
 		{"Owner", "only the owner completes (others: ErrTaken) and releases; what is done stays done", (*fleet).owner},
@@ -98,7 +99,7 @@ func (s StoreTest) checks() []check {
 		{"Delivered", "what is delivered is gone, in whatever state, and no other; unknown ids are no error", (*fleet).delivered},
 		{"DeadLetters", "a dead letter is not fetched, also not after Register, until it is revived: in its old place and without attempts", (*fleet).deadLetters},
 		{"Order", "messages of one sender stay in order, also when others send at once; none is lost", (*fleet).order},
-		{"Correlations", "a correlation is taken once; nil is none and empty is one; it outlives the delivery of its request", (*fleet).correlations},
+		{"Correlations", "a correlation is taken by one answer, as often as that comes until it is complete; nil is none and empty is one; it outlives the delivery of its request", (*fleet).correlations},
 		{"TakeRace", "of those that take a correlation at once one gets it", (*fleet).takeRace},
 		{"Bytes", "payloads, outcomes and correlations are opaque; nil and empty differ", (*fleet).opaque},
 		{"Names", "ids are opaque, up to 256 bytes, and never mixed up", (*fleet).names},
@@ -187,6 +188,7 @@ type fleet struct {
 	mark    string          // of the names of this case
 	stores  [3]sessionrelay.Store
 	a, b, c sessionrelay.Store
+	answers atomic.Int64
 }
 
 // broken is what a case ends by.
@@ -323,7 +325,7 @@ func (f *fleet) home(session string, want sessionrelay.Home) {
 
 // accepts checks how Accept answers.
 func (f *fleet) accepts(s sessionrelay.Store, session, id, owner string, want sessionrelay.State) {
-	claim, err := s.Accept(f.ctx, session, id, owner, time.Hour)
+	claim, err := s.Accept(f.ctx, session, "", id, owner, time.Hour)
 	f.wants("Accept", err)
 	equal(f, "state of "+id, claim.State, want)
 }
@@ -331,7 +333,7 @@ func (f *fleet) accepts(s sessionrelay.Store, session, id, owner string, want se
 // holds checks that a message is done with an outcome.
 func (f *fleet) holds(session, id string, want []byte) {
 	for _, s := range f.stores {
-		claim, err := s.Accept(f.ctx, session, id, "somebody", time.Hour)
+		claim, err := s.Accept(f.ctx, session, "", id, "somebody", time.Hour)
 		f.wants("Accept", err)
 		equal(f, "state of a message that was completed", claim.State, sessionrelay.Done)
 		if !same(claim.Outcome, want) {
@@ -340,9 +342,14 @@ func (f *fleet) holds(session, id string, want []byte) {
 	}
 }
 
-// took checks what Take returns; a nil want is nothing.
+// answer returns the id of an answer that no other has.
+func (f *fleet) answer() string {
+	return fmt.Sprint("answer ", f.answers.Add(1))
+}
+
+// took checks what Take returns to a new answer; a nil want is nothing.
 func (f *fleet) took(s sessionrelay.Store, session, id string, want []byte) {
-	got, ok, err := s.Take(f.ctx, session, id)
+	got, ok, err := s.Take(f.ctx, session, id, f.answer())
 	f.wants("Take", err)
 	if ok != (want != nil) || ok && !same(got, want) {
 		f.failf("Take = %s, %t, want %s", text(got), ok, text(want))

@@ -43,8 +43,8 @@ type store struct {
 	expire     func(idle time.Duration) ([]string, error)
 	scavenge   func() (int, error)
 	homed      func() ([]sessionrelay.Info, error)
-	accept     func(session, id, owner string, patience time.Duration) (sessionrelay.Claim, error)
-	complete   func(session, id, owner string, outcome []byte) error
+	accept     func(session, conn, id, owner string, patience time.Duration) (sessionrelay.Claim, error)
+	complete   func(session, id, owner string, outcome []byte, answered ...string) error
 	release    func(session, id, owner string) error
 	forget     func(session string, ids []string) error
 	put        func(ctx context.Context, session string, m sessionrelay.Message, correlation []byte) (sessionrelay.Home, error)
@@ -54,7 +54,7 @@ type store struct {
 	bury       func(session, conn string, ids []string) error
 	buried     func(session string) ([]sessionrelay.Message, error)
 	revive     func(session string, ids []string) error
-	take       func(session, id string) ([]byte, bool, error)
+	take       func(session, id, answer string) ([]byte, bool, error)
 	watch      func(session string, changed func()) func()
 }
 
@@ -153,24 +153,24 @@ func (s *store) Homed(context.Context) ([]sessionrelay.Info, error) {
 	return s.Store.Homed(ctx)
 }
 
-func (s *store) Accept(_ context.Context, session, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
+func (s *store) Accept(_ context.Context, session, conn, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
 	switch {
 	case s.down:
 		return sessionrelay.Claim{}, errDown
 	case s.accept != nil:
-		return s.accept(session, id, owner, patience)
+		return s.accept(session, conn, id, owner, patience)
 	}
-	return s.Store.Accept(ctx, session, id, owner, patience)
+	return s.Store.Accept(ctx, session, conn, id, owner, patience)
 }
 
-func (s *store) Complete(_ context.Context, session, id, owner string, outcome []byte) error {
+func (s *store) Complete(_ context.Context, session, id, owner string, outcome []byte, answered ...string) error {
 	switch {
 	case s.down:
 		return errDown
 	case s.complete != nil:
-		return s.complete(session, id, owner, outcome)
+		return s.complete(session, id, owner, outcome, answered...)
 	}
-	return s.Store.Complete(ctx, session, id, owner, outcome)
+	return s.Store.Complete(ctx, session, id, owner, outcome, answered...)
 }
 
 func (s *store) Release(_ context.Context, session, id, owner string) error {
@@ -263,14 +263,14 @@ func (s *store) Revive(_ context.Context, session string, ids ...string) error {
 	return s.Store.Revive(ctx, session, ids...)
 }
 
-func (s *store) Take(_ context.Context, session, id string) ([]byte, bool, error) {
+func (s *store) Take(_ context.Context, session, id, answer string) ([]byte, bool, error) {
 	switch {
 	case s.down:
 		return nil, false, errDown
 	case s.take != nil:
-		return s.take(session, id)
+		return s.take(session, id, answer)
 	}
-	return s.Store.Take(ctx, session, id)
+	return s.Store.Take(ctx, session, id, answer)
 }
 
 func (s *store) Watch(session string, changed func()) func() {
@@ -341,8 +341,8 @@ func TestRunFailsItsTest(t *testing.T) {
 func TestSuiteForgivesABusyMachine(t *testing.T) {
 	slowly := func(n int) relaytest.StoreTest {
 		return with(func(s *store) {
-			s.accept = func(session, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
-				c, err := s.Store.Accept(ctx, session, id, owner, patience)
+			s.accept = func(session, conn, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
+				c, err := s.Store.Accept(ctx, session, conn, id, owner, patience)
 				if n--; n >= 0 {
 					time.Sleep(300 * time.Millisecond)
 				}
@@ -561,11 +561,11 @@ var faults = map[string]struct {
 		}
 	}},
 	"an error for what cannot be taken": {"Gone", func(s *store) {
-		s.take = func(session, id string) ([]byte, bool, error) {
+		s.take = func(session, id, answer string) ([]byte, bool, error) {
 			if _, err := s.right(session); err != nil {
 				return nil, false, err
 			}
-			return s.Store.Take(ctx, session, id)
+			return s.Store.Take(ctx, session, id, answer)
 		}
 	}},
 	"any connection fetches": {"Moved", func(s *store) {
@@ -740,22 +740,22 @@ var faults = map[string]struct {
 		}
 	}},
 	"an owner who asks twice is refused": {"Accept", func(s *store) {
-		s.accept = func(session, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
-			return s.Store.Accept(ctx, session, id, owner+" "+unique(), patience)
+		s.accept = func(session, conn, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
+			return s.Store.Accept(ctx, session, conn, id, owner+" "+unique(), patience)
 		}
 	}},
 	"ids of all sessions are one": {"Accept", func(s *store) {
-		s.accept = func(session, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
+		s.accept = func(session, conn, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
 			first, _ := s.notes.LoadOrStore("first", session)
-			return s.Store.Accept(ctx, first.(string), id, owner, patience)
+			return s.Store.Accept(ctx, first.(string), conn, id, owner, patience)
 		}
 	}},
 	"who looks first accepts": {"AcceptRace", func(s *store) {
-		s.accept = func(session, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
+		s.accept = func(session, conn, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
 			_, seen := s.notes.Load(session + id)
 			time.Sleep(time.Millisecond)
 			s.notes.Store(session+id, true)
-			c, err := s.Store.Accept(ctx, session, id, owner, patience)
+			c, err := s.Store.Accept(ctx, session, conn, id, owner, patience)
 			if !seen && c.State == sessionrelay.InProgress {
 				c.State = sessionrelay.Accepted
 			}
@@ -763,18 +763,18 @@ var faults = map[string]struct {
 		}
 	}},
 	"claims for ever": {"Takeover", func(s *store) {
-		s.accept = func(session, id, owner string, _ time.Duration) (sessionrelay.Claim, error) {
-			return s.Store.Accept(ctx, session, id, owner, 1000*time.Hour)
+		s.accept = func(session, conn, id, owner string, _ time.Duration) (sessionrelay.Claim, error) {
+			return s.Store.Accept(ctx, session, conn, id, owner, 1000*time.Hour)
 		}
 	}},
 	"claims that do not protect": {"Takeover", func(s *store) {
-		s.accept = func(session, id, owner string, _ time.Duration) (sessionrelay.Claim, error) {
-			return s.Store.Accept(ctx, session, id, owner, 0)
+		s.accept = func(session, conn, id, owner string, _ time.Duration) (sessionrelay.Claim, error) {
+			return s.Store.Accept(ctx, session, conn, id, owner, 0)
 		}
 	}},
 	"a late completion is none, and no error": {"Takeover", func(s *store) {
-		s.complete = func(session, id, owner string, outcome []byte) error {
-			err := s.Store.Complete(ctx, session, id, owner, outcome)
+		s.complete = func(session, id, owner string, outcome []byte, answered ...string) error {
+			err := s.Store.Complete(ctx, session, id, owner, outcome, answered...)
 			if errors.Is(err, sessionrelay.ErrTaken) {
 				err = nil
 			}
@@ -782,19 +782,19 @@ var faults = map[string]struct {
 		}
 	}},
 	"a claim that cannot be renewed": {"Takeover", func(s *store) {
-		s.accept = func(session, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
+		s.accept = func(session, conn, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
 			if _, mine := s.notes.LoadOrStore(session+id+owner, true); mine {
 				patience = 0
 			}
-			return s.Store.Accept(ctx, session, id, owner, patience)
+			return s.Store.Accept(ctx, session, conn, id, owner, patience)
 		}
 	}},
 	"owners by their first word": {"Owner", func(s *store) {
-		s.accept = func(session, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
-			return s.Store.Accept(ctx, session, id, word(owner), patience)
+		s.accept = func(session, conn, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
+			return s.Store.Accept(ctx, session, conn, id, word(owner), patience)
 		}
-		s.complete = func(session, id, owner string, outcome []byte) error {
-			return s.Store.Complete(ctx, session, id, word(owner), outcome)
+		s.complete = func(session, id, owner string, outcome []byte, answered ...string) error {
+			return s.Store.Complete(ctx, session, id, word(owner), outcome, answered...)
 		}
 	}},
 	"anybody releases": {"Owner", func(s *store) {
@@ -804,19 +804,19 @@ var faults = map[string]struct {
 		s.release = func(session, id, owner string) error { return nil }
 	}},
 	"what nobody accepted is completed": {"Owner", func(s *store) {
-		s.complete = func(session, id, owner string, outcome []byte) error {
-			_, _ = s.Store.Accept(ctx, session, id, owner, time.Hour)
-			return s.Store.Complete(ctx, session, id, owner, outcome)
+		s.complete = func(session, id, owner string, outcome []byte, answered ...string) error {
+			_, _ = s.Store.Accept(ctx, session, "", id, owner, time.Hour)
+			return s.Store.Complete(ctx, session, id, owner, outcome, answered...)
 		}
 	}},
 	"no outcome is an empty one": {"Outcome", func(s *store) {
-		s.complete = func(session, id, owner string, outcome []byte) error {
-			return s.Store.Complete(ctx, session, id, owner, append([]byte{}, outcome...))
+		s.complete = func(session, id, owner string, outcome []byte, answered ...string) error {
+			return s.Store.Complete(ctx, session, id, owner, append([]byte{}, outcome...), answered...)
 		}
 	}},
 	"an empty outcome is none": {"Outcome", func(s *store) {
-		s.accept = func(session, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
-			c, err := s.Store.Accept(ctx, session, id, owner, patience)
+		s.accept = func(session, conn, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
+			c, err := s.Store.Accept(ctx, session, conn, id, owner, patience)
 			if len(c.Outcome) == 0 {
 				c.Outcome = nil
 			}
@@ -824,18 +824,18 @@ var faults = map[string]struct {
 		}
 	}},
 	"outcomes that end at a NUL": {"Outcome", func(s *store) {
-		s.complete = func(session, id, owner string, outcome []byte) error {
+		s.complete = func(session, id, owner string, outcome []byte, answered ...string) error {
 			cut, _, _ := bytes.Cut(outcome, []byte{0})
-			return s.Store.Complete(ctx, session, id, owner, cut)
+			return s.Store.Complete(ctx, session, id, owner, cut, answered...)
 		}
 	}},
 	"the last outcome counts": {"Outcome", func(s *store) {
-		s.complete = func(session, id, owner string, outcome []byte) error {
-			err := s.Store.Complete(ctx, session, id, owner, outcome)
+		s.complete = func(session, id, owner string, outcome []byte, answered ...string) error {
+			err := s.Store.Complete(ctx, session, id, owner, outcome, answered...)
 			if err == nil {
 				_ = s.Store.Forget(ctx, session, id)
-				_, _ = s.Store.Accept(ctx, session, id, owner, time.Hour)
-				return s.Store.Complete(ctx, session, id, owner, outcome)
+				_, _ = s.Store.Accept(ctx, session, "", id, owner, time.Hour)
+				return s.Store.Complete(ctx, session, id, owner, outcome, answered...)
 			}
 			return err
 		}
@@ -1015,8 +1015,8 @@ var faults = map[string]struct {
 		}
 	}},
 	"a correlation is read, not taken": {"Correlations", func(s *store) {
-		s.take = func(session, id string) ([]byte, bool, error) {
-			c, ok, err := s.Store.Take(ctx, session, id)
+		s.take = func(session, id, answer string) ([]byte, bool, error) {
+			c, ok, err := s.Store.Take(ctx, session, id, answer)
 			if ok {
 				s.notes.Store(session+" "+id, c)
 			} else if was, is := s.notes.Load(session + " " + id); is {
@@ -1025,9 +1025,24 @@ var faults = map[string]struct {
 			return c, ok, err
 		}
 	}},
+	"a correlation is gone once it is taken": {"Correlations", func(s *store) {
+		s.take = func(session, id, _ string) ([]byte, bool, error) {
+			return s.Store.Take(ctx, session, id, unique())
+		}
+	}},
+	"a correlation that was answered is kept": {"Correlations", func(s *store) {
+		s.complete = func(session, id, owner string, outcome []byte, _ ...string) error {
+			return s.Store.Complete(ctx, session, id, owner, outcome)
+		}
+	}},
+	"a message from a connection that was replaced is accepted": {"Accept", func(s *store) {
+		s.accept = func(session, _, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
+			return s.Store.Accept(ctx, session, "", id, owner, patience)
+		}
+	}},
 	"an empty correlation is none": {"Correlations", func(s *store) {
-		s.take = func(session, id string) ([]byte, bool, error) {
-			c, _, err := s.Store.Take(ctx, session, id)
+		s.take = func(session, id, answer string) ([]byte, bool, error) {
+			c, _, err := s.Store.Take(ctx, session, id, answer)
 			return c, len(c) > 0, err
 		}
 	}},
@@ -1039,14 +1054,14 @@ var faults = map[string]struct {
 	"a correlation goes with its message": {"Correlations", func(s *store) {
 		s.delivered = func(session string, ids []string) error {
 			for _, id := range ids {
-				_, _, _ = s.Store.Take(ctx, session, id)
+				_, _, _ = s.Store.Take(ctx, session, id, "none")
 			}
 			return s.Store.Delivered(ctx, session, ids...)
 		}
 	}},
 	"who reads first takes": {"TakeRace", func(s *store) {
-		s.take = func(session, id string) ([]byte, bool, error) {
-			c, ok, err := s.Store.Take(ctx, session, id)
+		s.take = func(session, id, answer string) ([]byte, bool, error) {
+			c, ok, err := s.Store.Take(ctx, session, id, answer)
 			key := session + " " + id
 			if ok {
 				s.notes.Store(key, c)
@@ -1092,13 +1107,13 @@ var faults = map[string]struct {
 		}
 	}},
 	"ids in text columns": {"Names", func(s *store) {
-		s.accept = func(session, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
-			return s.Store.Accept(ctx, session, strings.ToValidUTF8(strings.ReplaceAll(id, "\x00", ""), "?"), owner, patience)
+		s.accept = func(session, conn, id, owner string, patience time.Duration) (sessionrelay.Claim, error) {
+			return s.Store.Accept(ctx, session, conn, strings.ToValidUTF8(strings.ReplaceAll(id, "\x00", ""), "?"), owner, patience)
 		}
 	}},
 	"ids of at most 255 bytes": {"Names", func(s *store) {
-		s.take = func(session, id string) ([]byte, bool, error) {
-			return s.Store.Take(ctx, session, id[:min(len(id), 255)])
+		s.take = func(session, id, answer string) ([]byte, bool, error) {
+			return s.Store.Take(ctx, session, id[:min(len(id), 255)], answer)
 		}
 	}},
 	"what is fetched is what is stored": {"Copies", func(s *store) {

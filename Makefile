@@ -28,7 +28,7 @@ test: ## run all tests, with the race detector where it can be built; JSON=file 
 
 untested: # said last, where it is seen
 	@[ -n "$(RACE)" ] || echo "NOT TESTED: data races, because there is no cgo or no C compiler" >&2
-	@command -v redis-server >/dev/null || echo "NOT TESTED: a real Redis, because there is no redis-server in PATH" >&2
+	@command -v redis-server >/dev/null || echo "NOT TESTED: a real Redis and examples/relay, because there is no redis-server in PATH" >&2
 	@command -v postgres >/dev/null || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || \
 		echo "NOT TESTED: examples/postgres and examples/cart, because there is no postgres in PATH or /usr/lib/postgresql" >&2
 	@command -v etcd >/dev/null || echo "NOT TESTED: examples/etcd, because there is no etcd in PATH" >&2

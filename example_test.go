@@ -948,5 +948,5 @@ func TestReadmeShowsCodeThatRuns(t *testing.T) {
 		blocks++
 		i = end
 	}
-	assert.Equal(t, 7, blocks)
+	assert.Equal(t, 8, blocks)
 }

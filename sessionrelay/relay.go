@@ -418,7 +418,7 @@ func (n *Node) sweep(ctx context.Context) (conns map[string]bool, err error) {
 	conns = make(map[string]bool, len(homed))
 	for _, i := range homed {
 		conns[i.Home.Conn] = true
-		n.disown(i)
+		n.disown(i) //nolint:contextcheck // what is begun is finished
 	}
 	return conns, err
 }

@@ -324,16 +324,23 @@ func (c *Conn) acknowledge(ctx context.Context, ids []string) (done func(), err 
 			c.kick()
 		}
 	}
-	if sent != nil {
-		select {
-		case <-sent:
-		case <-ctx.Done():
-			done()
-			return nil, about(c.session, ctx.Err())
-		}
+	if sent == nil || ctx.Value(sendingKey{}) == c {
+		return done, nil
 	}
-	return done, nil
+	select {
+	case <-sent:
+		return done, nil
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-time.After(c.n.pause):
+		err = ErrInProgress
+	}
+	done()
+	return nil, about(c.session, err)
 }
+
+// sendingKey is of the Conn in whose send func a context is.
+type sendingKey struct{}
 
 // try sends one message. A panic of the application's func is its error.
 func (c *Conn) try(m Message) (err error) {
@@ -346,7 +353,7 @@ func (c *Conn) try(m Message) (err error) {
 			}
 		}
 	}()
-	return c.send(c.ctx, m)
+	return c.send(context.WithValue(c.ctx, sendingKey{}, c), m)
 }
 
 // Receive processes a message from the client, once in effect: handle runs for the
@@ -457,7 +464,9 @@ func (c *Conn) open() error {
 // Acked removes messages that the client has (its ACK) from the outbox. Ids that are
 // not there are no error. When it has returned nil none of them is sent over this Conn
 // any more, so that the client may be told to forget them (ACK2); it waits for a send of
-// one of them that is under way. After an error do not tell it so.
+// one of them that is under way, unless ctx is that send func's, and gives up with
+// [ErrInProgress] after the pause ([WithAttempts]). After an error do not tell it so: it
+// acknowledges them again.
 func (c *Conn) Acked(ctx context.Context, ids ...string) error {
 	if err := errors.Join(checkContext(ctx), checkIDs("message", ids)); err != nil || len(ids) == 0 {
 		return err

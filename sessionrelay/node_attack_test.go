@@ -336,3 +336,46 @@ func TestAcknowledgedMessageIsNotSentThoughItWasFetched(t *testing.T) {
 	case <-time.After(time.Second):
 	}
 }
+
+// A send func may wait for the acknowledgement itself; anybody else waits for it.
+func TestAcknowledgementDuringItsOwnSend(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fleet) {
+		a, store := f.node("a")
+		var conn *sessionrelay.Conn
+		made, acked := make(chan struct{}), make(chan error, 1)
+		other := false
+		c := client{does: func(ctx context.Context, m sessionrelay.Message) error {
+			<-made
+			if other {
+				go func() { acked <- conn.Acked(t.Context(), m.ID) }()
+				time.Sleep(time.Second)
+				assert.Empty(t, acked)
+				return nil
+			}
+			return conn.Acked(ctx, m.ID)
+		}}
+		conn = comes(t, a, &c)
+		close(made)
+		begun := time.Now()
+		sends(t, a, conn.Session(), "1")
+		synctest.Wait()
+		assert.Zero(t, time.Since(begun))
+		other = true
+		sends(t, a, conn.Session(), "2")
+		require.NoError(t, <-acked)
+		assert.Equal(t, time.Second, time.Since(begun))
+		assert.Equal(t, 2, store.times("Delivered"))
+
+		c.does = func(context.Context, sessionrelay.Message) error { time.Sleep(time.Minute); return nil }
+		id := sends(t, a, conn.Session(), "3")[0]
+		synctest.Wait()
+		require.ErrorIs(t, conn.Acked(t.Context(), id), sessionrelay.ErrInProgress)
+		assert.Equal(t, 3500*time.Millisecond, time.Since(begun))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, conn.Acked(ctx, id), context.DeadlineExceeded)
+		assert.Equal(t, 2, store.times("Delivered"))
+		time.Sleep(time.Minute)
+		require.NoError(t, conn.Acked(t.Context(), id))
+	})
+}

@@ -103,8 +103,8 @@ var (
 	ErrGone = errors.New("sessionrelay: no such session")
 	// ErrMoved: the session has another home by now, or none.
 	ErrMoved = errors.New("sessionrelay: the session is not connected here any more")
-	// ErrInProgress: the message is being processed; ask again later.
-	ErrInProgress = errors.New("sessionrelay: the message is being processed")
+	// ErrInProgress: the message is being processed, or sent; ask again later.
+	ErrInProgress = errors.New("sessionrelay: the message is in progress")
 	// ErrTaken: somebody else has taken over what this caller had accepted.
 	ErrTaken = errors.New("sessionrelay: the message was taken over")
 	// ErrUnavailable: the store could not be used, or not in time. What was asked may

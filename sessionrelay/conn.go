@@ -353,7 +353,7 @@ func (c *Conn) try(m Message) (err error) {
 			}
 		}
 	}()
-	return c.send(context.WithValue(c.ctx, sendingKey{}, c), m)
+	return c.send(c.ctx, m)
 }
 
 // Receive processes a message from the client, once in effect: handle runs for the

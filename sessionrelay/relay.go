@@ -185,7 +185,7 @@ func (n *Node) Connect(ctx context.Context, h Hello, send func(context.Context, 
 	}
 	c := &Conn{n: n, session: h.Session, id: rand.Text(), send: send, done: make(chan struct{})}
 	c.base = context.WithoutCancel(ctx)
-	c.ctx, c.cancel = context.WithCancelCause(c.base)
+	c.ctx, c.cancel = context.WithCancelCause(context.WithValue(c.base, sendingKey{}, c))
 	if !n.add(c) {
 		return nil, about(h.Session, ErrClosed)
 	}

@@ -92,7 +92,7 @@ const (
 
 // mayDo is the advice for a call that failed.
 func mayDo(rights string) string {
-	return "see that the store is up; a Redis user of its own needs " + rights + ", see docs/promises.md"
+	return "see that the store is up and its address right; a Redis user of its own needs " + rights + ", see docs/promises.md"
 }
 
 func (p *probe) finds(subject, finding, advice string, err error) {

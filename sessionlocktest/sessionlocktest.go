@@ -30,10 +30,14 @@ const closeTimeout = 5 * time.Second
 // still running five seconds later.
 func Client(t testing.TB, auth sessionlock.Authenticator, opts ...sessionlock.Option) *sessionlock.Client {
 	t.Helper()
-	c, err := sessionlock.New("sessionlocktest", auth, opts...)
+	name := "sessionlocktest"
+	if u, ok := auth.(*Upstream); ok {
+		name = u.URL // so that a Transport knows where tokens may go
+	}
+	c, err := sessionlock.New(name, auth, opts...)
 	if errors.Is(err, sessionlock.ErrInvalid) {
 		opts = append([]sessionlock.Option{sessionlock.WithCache(new(sessionlock.MemoryCache))}, opts...)
-		c, err = sessionlock.New("sessionlocktest", auth, opts...)
+		c, err = sessionlock.New(name, auth, opts...)
 	}
 	if err != nil {
 		t.Fatalf("sessionlocktest: new client: %v", err)

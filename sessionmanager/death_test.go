@@ -88,3 +88,23 @@ func TestWorkerThatIsShutDownDoesNotFault(t *testing.T) {
 		assert.Empty(t, b.faults())
 	})
 }
+
+func TestCallOfAWorkerThatDiesEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m, err := sessionmanager.New[*mortal]()
+		require.NoError(t, err)
+		gone := make(chan struct{})
+		w := &mortal{done: func() <-chan struct{} { return gone }}
+		w.kill = func(string) error { return errBroken } // as os.ErrProcessDone
+		s, err := m.Open(t.Context(), sessionmanager.Spec{}, func(context.Context, string) (*mortal, error) { return w, nil })
+		require.NoError(t, err)
+		time.AfterFunc(time.Second, func() { w.breaks(errBroken); close(gone) })
+		begun := time.Now()
+		err = s.Do(t.Context(), func(ctx context.Context, _ *mortal) error { return untilDone(ctx) })
+		assert.Equal(t, time.Second, time.Since(begun))
+		require.ErrorIs(t, err, sessionmanager.ErrNotReady)
+		require.ErrorIs(t, err, errBroken)
+		require.NoError(t, s.Close(t.Context()), "nobody minds that the dead cannot be killed")
+		require.NoError(t, m.Shutdown(t.Context()))
+	})
+}

@@ -16,10 +16,11 @@ func Example_readme() {
 		if err != nil {
 			return err
 		}
-		defer manager.Shutdown(ctx) // ends every worker, in bounded time
-		go manager.Run(ctx)         // ends those whose lease is over: 30 min without use
+		defer manager.Shutdown(context.Background()) // ends every worker, in 15 s at most
+		go manager.Run(ctx)                          // ends those whose lease is over: 30 min without use
 
-		session, err := manager.Open(ctx, sessionmanager.Spec{Owner: user}, StartPrinter) // your func; ErrLimit at once if there are 200
+		// Your func(ctx, id) (*Printer, error), whose ctx ends with Open; ErrLimit at once if there are 200.
+		session, err := manager.Open(ctx, sessionmanager.Spec{Owner: user}, StartPrinter)
 		if err != nil {
 			return err
 		}

@@ -56,7 +56,8 @@
 //	do         error of fn                 returned as it is; faulted if the worker says that it is broken
 //	do         panic of fn                 faulted; ErrFaulted with the panic. Other sessions notice nothing
 //	do         worker is broken            faulted; ErrNotReady
-//	worker     dies between calls          faulted at once if it has Done, else by the next call
+//	worker     dies                        faulted at once if it has Done, and the contexts of its calls
+//	                                       end; else by the next call
 //	do         timeout, session killed     fn's context ends; Do returns when fn does
 //	faulted    nobody closes it            swept when the grace is over
 //	shutdown   error, panic, timeout       the worker is killed; ErrClose
@@ -105,12 +106,13 @@ import (
 // One that may die by itself, as a process does, should be a [Mortal] too.
 type Worker interface {
 	// Shutdown ends the worker in good order: calls that are under way finish, or
-	// fail. It is called at most once, and not on one whose Err is not nil. When it
+	// fail. It returns nil when the worker has ended: its place is free then. It is called at most once, and not on one whose Err is not nil. When it
 	// fails, panics, or has not returned when ctx ends, Kill follows.
 	Shutdown(ctx context.Context) error
 
 	// Kill ends the worker at once. It is called at most once, also while Shutdown
-	// still runs. An error says that it may live on.
+	// still runs, and on one that is broken or dead. An error says that it may live on;
+	// that of a [Mortal] which is dead is not heard.
 	Kill(reason string) error
 
 	// Err returns nil while the worker can be used, and from then on why not. It

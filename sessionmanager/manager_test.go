@@ -1341,7 +1341,7 @@ func TestPanicOfACallFaultsItsSessionOnly(t *testing.T) {
 	after := do(t.Context(), s)
 	require.ErrorIs(t, after, sessionmanager.ErrNotReady)
 	require.ErrorAs(t, after, &p, "it says why")
-	assert.ErrorContains(t, after, "session faulted, worker ready")
+	assert.ErrorContains(t, after, "session faulted, worker in doubt")
 	use(t, other)
 
 	third := open(t, m, nil)

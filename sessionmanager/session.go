@@ -95,7 +95,8 @@ func (s *Session[W]) State() State {
 }
 
 // Err returns why the session is faulted, nil while it is not: [ErrFaulted],
-// [ErrOpen] or [ErrClose] with the cause.
+// [ErrOpen] or [ErrClose] with the cause, which its text does not quote: errors.As finds
+// an *exec.ExitError, or whatever [Worker].Err has said.
 func (s *Session[W]) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -198,6 +199,8 @@ func (s *Session[W]) notReady(op string, worker error) *Error {
 		detail += "ended"
 	case s.ending:
 		detail += "ending"
+	case s.state == StateFaulted:
+		detail += "in doubt"
 	default:
 		detail += "ready"
 	}
@@ -350,6 +353,17 @@ func (s *Session[W]) outlive(w Mortal) {
 		}
 	}
 	s.faulted(context.Background(), cmp.Or(broken, errDied))
+	s.sever()
+}
+
+// isDead reports whether w has told so.
+func isDead[W Worker](w W) bool {
+	m, ok := any(w).(Mortal)
+	if !ok {
+		return false
+	}
+	done, err := protect(func() (<-chan struct{}, error) { return m.Done(), nil })
+	return err == nil && done != nil && isClosed(done)
 }
 
 // errDied is of a worker that gives no reason.
@@ -574,7 +588,7 @@ func (s *Session[W]) sever() {
 
 func (s *Session[W]) kill(ctx context.Context, w W, reason string) error {
 	err := within(context.WithoutCancel(ctx), s.m.kill, func(context.Context) error { return w.Kill(reason) })
-	if err == nil {
+	if err == nil || isDead(w) {
 		return nil
 	}
 	return &ownError{"kill: " + told(err), err}

@@ -2,6 +2,7 @@ package sessionrelay_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/alicebob/miniredis/v2"
@@ -19,10 +20,13 @@ func (w wire) write(_ context.Context, kind, id string, body []byte) error {
 	return nil
 }
 
+func (w wire) close() {}
+
 // frame is what a client says.
 type frame struct {
 	session, id string
 	body        []byte
+	has, done   []string
 }
 
 // What the README shows.
@@ -39,7 +43,7 @@ func Example_readme() {
 	ws, user, said := wire{make(chan string, 10)}, "bob", frame{id: "m1", body: []byte("a cup of tea")}
 	order := func(_ context.Context, what []byte) ([]byte, error) { return append([]byte("ordered "), what...), nil }
 	err := func() error {
-		store, err := sessionrelay.NewRedisStore(rdb, "node-7") // each node has a name of its own
+		store, err := sessionrelay.NewRedisStore(rdb, "node-7") // stable over restarts, never two at once of one name
 		if err != nil {
 			return err
 		}
@@ -51,14 +55,19 @@ func Example_readme() {
 
 		// A WebSocket came in, and its user has been authenticated:
 		conn, err := node.Connect(ctx, sessionrelay.Hello{Session: said.session, User: user}, func(ctx context.Context, m sessionrelay.Message) error {
-			return ws.write(ctx, "message", m.ID, m.Payload) // until the client acknowledges it: conn.Acked
+			return ws.write(ctx, "message", m.ID, m.Payload) // once per connection, until conn.Acked
 		})
 		if err != nil {
 			return err // ErrWrongUser, ErrGone, ErrCap …: nothing has changed
 		}
-		defer conn.Disconnect() // the session is away, and its messages wait
+		defer conn.Disconnect()                   // the session is away, and its messages wait
+		go func() { <-conn.Done(); ws.close() }() // replaced, removed, or the node ends: conn.Err
 
-		// A message from the client, which sends it until it has the reply:
+		// The client says what it has (ACK), and which replies it has (ACK2):
+		if err := errors.Join(conn.Acked(ctx, said.has...), conn.Forget(ctx, said.done...)); err != nil {
+			return err
+		}
+		// A message from it, which it sends until it has the reply:
 		reply, err := conn.Receive(ctx, said.id, func(ctx context.Context) ([]byte, error) { return order(ctx, said.body) })
 		if err != nil {
 			return err

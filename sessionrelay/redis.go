@@ -65,7 +65,9 @@ type redisStore struct {
 }
 
 // NewRedisStore returns a Store of sessions in Redis 6.2 or later for node, which must
-// be the only one of its name. It does no I/O. rdb stays the caller's, and must be
+// be the only one of its name at a time: a second one takes the first one's sessions for
+// lost. A name that stays over restarts puts right what the process before has left. It
+// does no I/O. rdb stays the caller's, and must be
 // closed after the store's Node. [ErrInvalid] for what is wrong with the arguments, all
 // at once.
 func NewRedisStore(rdb redis.UniversalClient, node string, opts ...RedisOption) (Store, error) {

@@ -112,7 +112,7 @@ var (
 	ErrUnavailable = errors.New("sessionrelay: store unavailable")
 	// ErrInvalid: an argument or option is wrong. Returned before any I/O.
 	ErrInvalid = errors.New("sessionrelay: invalid argument")
-	// ErrClosed: the node has ended.
+	// ErrClosed: the node has ended: it connects nobody. Send goes on working.
 	ErrClosed = errors.New("sessionrelay: node closed")
 )
 

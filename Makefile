@@ -60,10 +60,9 @@ fuzz: ## run each fuzz test for FUZZTIME (5s)
 cover: ## coverage by function, of the root module
 	@$(GO) test -count=1 -coverpkg ./... -coverprofile cover.out ./... && $(GO) tool cover -func cover.out
 
-examples: ## run the examples, each for at most two minutes
-	@for e in $(patsubst %/main.go,%,$(wildcard examples/*/main.go)); do \
-		echo "$$e"; timeout -k 10 120 $(GO) -C "$$e" run . </dev/null || exit 1; \
-	done
+examples: ## run the examples, two at a time, each for at most two minutes
+	@printf '%s\n' $(patsubst %/main.go,%,$(wildcard examples/*/main.go)) | xargs -P 2 -I EXAMPLE sh -c \
+		'out=$$(timeout -k 10 120 $(GO) -C EXAMPLE run . </dev/null 2>&1); status=$$?; printf "%s\n%s\n" EXAMPLE "$$out"; exit $$status'
 
 ci: ## what a pull request must pass, in a new Debian machine too
 	.ci/run

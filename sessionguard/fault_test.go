@@ -212,9 +212,15 @@ func TestHungRedisHoldsNobody(t *testing.T) {
 	require.Eventually(t, func() bool { return g.Check(t.Context()) == nil }, soon, 10*time.Millisecond)
 }
 
-// warm opens a connection and has the script known: without replies neither is done.
-func warm(t *testing.T, m *sessionguard.Monitor) {
+// warm opens connections, more than what goes on beside a registration can take, and has
+// the script known: without replies neither is done.
+func warm(t *testing.T, m *sessionguard.Monitor, rdb *redis.Client) {
 	t.Helper()
+	for range 4 {
+		c := rdb.Conn()
+		defer c.Close()
+		require.NoError(t, c.Ping(t.Context()).Err())
+	}
 	_, g, err := m.Register(t.Context(), "warm")
 	require.NoError(t, err)
 	g.End()
@@ -228,7 +234,7 @@ func TestLostReplyOfARegistrationSupersedes(t *testing.T) {
 	a, b := newMonitor(t, rdb), newMonitor(t, s.Client())
 	ctxB, gb := register(t, b, "s")
 	subscribed(t, s, 1)
-	warm(t, a)
+	warm(t, a, rdb)
 	p.DropReplies()
 	_, _, err := a.Register(t.Context(), "s")
 	require.ErrorIs(t, err, sessionguard.ErrUnavailable)
@@ -253,7 +259,7 @@ func TestRepeatedRegistrationIsOne(t *testing.T) {
 	p, rdb := behind(t, s, func(o *redis.Options) { o.ReadTimeout = 300 * time.Millisecond })
 	m := newMonitor(t, rdb, sessionguard.WithOpTimeout(9*time.Second))
 	straight := s.Client()
-	warm(t, m)
+	warm(t, m, rdb)
 	p.DropReplies()
 	type result struct {
 		ctx context.Context //nolint:containedctx // handed over

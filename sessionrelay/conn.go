@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -37,6 +38,8 @@ type Conn struct {
 	skipped bool            // a message was fetched and not sent, because it is one of acked
 	sending string          // id of the message that is being sent
 	sent    chan struct{}   // closed when it has been
+	awaited string          // id of the message whose acknowledgement is waited for; "": none is
+	heard   chan struct{}   // closed when it comes
 }
 
 // watcher is the face of a store that tells of messages and moves.
@@ -92,7 +95,7 @@ func (c *Conn) Disconnect() {
 	first := make(chan bool, 1)
 	if c.n.spawn(func() {
 		if <-first {
-			c.deregister()
+			_ = c.deregister() // it has been told
 		}
 	}) {
 		first <- c.end(context.Canceled)
@@ -100,7 +103,8 @@ func (c *Conn) Disconnect() {
 }
 
 // deregister gives up c's home, once what was sent over it has been counted.
-func (c *Conn) deregister() {
+func (c *Conn) deregister() error {
+	defer c.n.forget(c)
 	c.mu.Lock()
 	running := c.running
 	c.mu.Unlock()
@@ -110,12 +114,14 @@ func (c *Conn) deregister() {
 		case <-time.After(c.n.pause): // a send func that does not heed its context
 		}
 	}
-	if err := c.n.store.Deregister(c.base, c.session, c.id); err != nil {
+	err := c.n.store.Deregister(c.base, c.session, c.id)
+	if err != nil {
 		c.n.failed(err)
 	}
 	if c.home != (Home{}) {
 		c.n.emit(Event{Kind: EventDisconnected, Session: c.session, Home: c.home})
 	}
+	return err
 }
 
 // end ends c in this process, for the first reason only.
@@ -130,9 +136,9 @@ func (c *Conn) end(why error) (first bool) {
 	c.mu.Unlock()
 	c.cancel(why)
 	close(c.done)
-	c.n.mu.Lock()
-	delete(c.n.conns, c.id)
-	c.n.mu.Unlock()
+	if !errors.Is(why, context.Canceled) && !errors.Is(why, ErrClosed) { // deregister does it, when nothing is under way
+		c.n.forget(c)
+	}
 	if unwatch != nil {
 		unwatch()
 	}
@@ -170,7 +176,11 @@ func (c *Conn) forward(running chan struct{}) {
 			c.end(cause(err))
 		}
 		if err != nil { // up to 16 pauses: a store that is down is asked by every connection
-			sleep(c.ctx, c.n.pause<<min(failures, 4))
+			pause := c.n.pause << min(failures, 4)
+			if !errors.Is(err, errSend) { // and not by all at once
+				pause -= mathrand.N(pause/10 + 1) //nolint:gosec // not a secret
+			}
+			sleep(c.ctx, pause)
 			failures++
 		} else {
 			failures = 0
@@ -213,6 +223,7 @@ func (c *Conn) round() error {
 		if more, err := c.deliver(together(found)); err != nil || !more {
 			return err
 		}
+		c.outlast(found[0])
 	}
 	return nil
 }
@@ -238,11 +249,12 @@ func together(found []Message) []Message {
 }
 
 // deliver sends messages in order, up to the first that fails, and marks what it tried.
-// Without more there is nothing to do before an acknowledgement has been stored.
+// Without more there is nothing to do before an acknowledgement has been stored, whose
+// end kicks.
 func (c *Conn) deliver(messages []Message) (more bool, err error) {
 	var tried []string
 	defer func() { // whatever the send func does: also when it is what ends the connection
-		if more = len(tried) > 0; more {
+		if len(tried) > 0 {
 			err = errors.Join(c.n.store.Attempted(c.base, c.session, c.id, tried...), err)
 		}
 	}()
@@ -254,12 +266,43 @@ func (c *Conn) deliver(messages []Message) (more bool, err error) {
 			continue
 		}
 		tried = append(tried, m.ID)
-		if err = c.try(m); err != nil {
-			c.n.emit(Event{Kind: EventSendFailed, Session: c.session, Home: c.home, Message: m.ID, Err: err})
+		if failed := c.try(m); failed != nil {
+			c.n.emit(Event{Kind: EventSendFailed, Session: c.session, Home: c.home, Message: m.ID, Err: failed})
+			err = errSend
 			break
 		}
 	}
-	return more, err
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(tried) > 0 || !c.skipped, err
+}
+
+// errSend is that a send func failed, whatever its own error is about.
+var errSend = errors.New("send failed")
+
+// outlast waits until a message that has been tried so often that it may be what kills
+// its connections is acknowledged, or the connection has survived it for a pause: so it
+// does not take those behind it along.
+func (c *Conn) outlast(m Message) {
+	if m.Attempts == 0 || m.Attempts < c.n.attempts/2 {
+		return
+	}
+	c.mu.Lock()
+	if c.acked[m.ID] {
+		c.mu.Unlock()
+		return
+	}
+	heard := make(chan struct{})
+	c.awaited, c.heard = m.ID, heard
+	c.mu.Unlock()
+	select {
+	case <-heard:
+	case <-c.ctx.Done():
+	case <-time.After(c.n.pause):
+	}
+	c.mu.Lock()
+	c.awaited = ""
+	c.mu.Unlock()
 }
 
 // fetching begins to note what is acknowledged: a message that was fetched before its
@@ -278,7 +321,7 @@ func (c *Conn) begin(id string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.acked[id] {
-		c.skipped = true
+		c.skipped = c.skipped || c.acking[id] > 0
 		return false
 	}
 	c.sending, c.sent = id, make(chan struct{})
@@ -304,6 +347,10 @@ func (c *Conn) acknowledge(ctx context.Context, ids []string) (done func(), err 
 		if c.acked != nil {
 			c.acked[id] = true
 		}
+	}
+	if c.awaited != "" && slices.Contains(ids, c.awaited) {
+		close(c.heard)
+		c.awaited = ""
 	}
 	var sent chan struct{}
 	if slices.Contains(ids, c.sending) {
@@ -384,7 +431,8 @@ func (c *Conn) Receive(ctx context.Context, id string, handle func(context.Conte
 	case errors.Is(err, ErrMoved), errors.Is(err, ErrGone):
 		c.end(cause(err))
 		return nil, about(c.session, err)
-	case err != nil:
+	case err != nil: // it may be ours, and is free then sooner than after the patience
+		c.n.spawn(func() { _ = c.n.store.Release(c.base, c.session, id, owner) })
 		return nil, about(c.session, err)
 	case claim.State == Done:
 		return claim.Outcome, nil

@@ -69,6 +69,9 @@
 //	delivery    send func does not return   its context ends with the Conn: a move is found with the sign of
 //	                                        life at the latest
 //	delivery    not marked as tried         it is sent again; the client knows its id
+//	delivery    kills the connection        counted, unless the session has moved already; from half of the
+//	                                        attempts on the next message waits until this one is acknowledged,
+//	                                        or was survived for 2.5 s
 //	process     client has moved            ErrMoved: it is sent again over the new connection
 //	process     func fails                  the message is as if it had never come
 //	process     node dies in it             after the patience (30 s) the next delivery is processed: the
@@ -90,6 +93,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -168,8 +172,8 @@ func New(s Store, opts ...Option) (*Node, error) {
 // anew. The user must have been authenticated by the caller.
 //
 // send writes one message to the connection and returns; it is called from one
-// goroutine at a time, with a context that ends with the Conn. An error counts as an
-// attempt. Call [Conn.Disconnect] when the connection is lost.
+// goroutine at a time, with a context that ends with the Conn. It should have a deadline
+// of its own: nothing else is sent meanwhile. An error counts as an attempt. Call [Conn.Disconnect] when the connection is lost.
 //
 // Errors: ErrGone, [ErrWrongUser], [ErrCap], [ErrUnavailable], [ErrInvalid],
 // [ErrClosed], and ctx's error, wrapped. After any of them nothing is connected here.
@@ -204,7 +208,7 @@ func (n *Node) Connect(ctx context.Context, h Hello, send func(context.Context, 
 	}
 	if !c.start() { // the node has ended meanwhile
 		c.end(ErrClosed)
-		c.deregister()
+		_ = c.deregister() // it has been told
 		return nil, about(h.Session, ErrClosed)
 	}
 	return c, nil
@@ -213,13 +217,13 @@ func (n *Node) Connect(ctx context.Context, h Hello, send func(context.Context, 
 // undo gives up what may have been registered though nobody heard of it: beside the
 // caller, unless the node has ended. A session whose id nobody knows is of no use.
 func (n *Node) undo(c *Conn, kind string) {
-	undo := c.deregister
-	if kind == EventConnected {
-		undo = func() {
+	undo := func() {
+		if kind == EventConnected {
 			if _, err := n.store.Remove(c.base, c.session); err != nil {
 				n.failed(err)
 			}
 		}
+		_ = c.deregister() // which also refuses what is still on its way
 	}
 	if !n.spawn(undo) {
 		undo()
@@ -234,6 +238,12 @@ func (n *Node) add(c *Conn) bool {
 		n.conns[c.id] = c
 	}
 	return !n.closed
+}
+
+func (n *Node) forget(c *Conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.conns, c.id)
 }
 
 func (n *Node) conn(id string) *Conn {
@@ -403,7 +413,10 @@ func (n *Node) vouch(ctx context.Context) error {
 	}
 	for _, c := range conns {
 		if !homed[c.id] { // as far as the store's index knows
-			if i, err := n.store.Lookup(ctx, c.session); err == nil && i.Home.Conn != c.id {
+			switch i, err := n.store.Lookup(ctx, c.session); {
+			case errors.Is(err, ErrUnavailable):
+				return err // the others would fail likewise
+			case err == nil && i.Home.Conn != c.id:
 				c.end(ErrMoved)
 			}
 		}
@@ -417,6 +430,9 @@ func (n *Node) sweep(ctx context.Context) (conns map[string]bool, err error) {
 	homed, err := n.store.Homed(ctx)
 	conns = make(map[string]bool, len(homed))
 	for _, i := range homed {
+		if ctx.Err() != nil {
+			return conns, ctx.Err()
+		}
 		conns[i.Home.Conn] = true
 		n.disown(i) //nolint:contextcheck // what is begun is finished
 	}
@@ -442,14 +458,24 @@ func (n *Node) shut() {
 	n.mu.Lock()
 	n.closed = true
 	n.mu.Unlock()
-	var all sync.WaitGroup
-	turns := make(chan struct{}, parallel)
+	var ended []*Conn
 	for _, c := range n.all() {
+		if c.end(ErrClosed) {
+			ended = append(ended, c)
+		}
+	}
+	var all sync.WaitGroup
+	var failed atomic.Int64
+	turns := make(chan struct{}, parallel)
+	for _, c := range ended {
 		turns <- struct{}{}
+		if failed.Load() > 2*parallel { // a store that is down; they time out, unless a node of this name comes first
+			break
+		}
 		all.Go(func() {
 			defer func() { <-turns }()
-			if c.end(ErrClosed) {
-				c.deregister()
+			if c.deregister() != nil {
+				failed.Add(1)
 			}
 		})
 	}

@@ -77,6 +77,7 @@ type Error struct {
 	op, detail string
 }
 
+// Error names the session by its log-safe name; see [Error] for what it does not quote.
 func (e *Error) Error() string {
 	s := "sessionmanager: " + e.op
 	if e.Session != "" {

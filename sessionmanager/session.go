@@ -25,6 +25,7 @@ const (
 
 var stateNames = [...]string{"creating", "starting", "ready", "closing", "closed", "faulted"}
 
+// String returns the word that the package comment has for it.
 func (s State) String() string {
 	if int(s) < len(stateNames) {
 		return stateNames[s]

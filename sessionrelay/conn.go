@@ -253,6 +253,7 @@ func together(found []Message) []Message {
 // end kicks.
 func (c *Conn) deliver(messages []Message) (more bool, err error) {
 	var tried []string
+	counted := 0
 	defer func() { // whatever the send func does: also when it is what ends the connection
 		if len(tried) > 0 {
 			err = errors.Join(c.n.store.Attempted(c.base, c.session, c.id, tried...), err)
@@ -265,7 +266,13 @@ func (c *Conn) deliver(messages []Message) (more bool, err error) {
 		if !c.begin(m.ID) {
 			continue
 		}
-		tried = append(tried, m.ID)
+		if m.Attempts == 0 {
+			tried = append(tried, m.ID)
+		} else if err = c.count(m.ID); err != nil {
+			break
+		} else {
+			counted++
+		}
 		if failed := c.try(m); failed != nil {
 			c.n.emit(Event{Kind: EventSendFailed, Session: c.session, Home: c.home, Message: m.ID, Err: failed})
 			err = errSend
@@ -274,7 +281,17 @@ func (c *Conn) deliver(messages []Message) (more bool, err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(tried) > 0 || !c.skipped, err
+	return len(tried)+counted > 0 || !c.skipped, err
+}
+
+// count stores an attempt before it is made: of a message that goes alone, which may be
+// what kills its connection, and afterwards the session may have moved.
+func (c *Conn) count(id string) error {
+	err := c.n.store.Attempted(c.ctx, c.session, c.id, id)
+	if err != nil {
+		c.finish()
+	}
+	return err
 }
 
 // errSend is that a send func failed, whatever its own error is about.

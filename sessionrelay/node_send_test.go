@@ -233,6 +233,7 @@ func TestOneGoroutineForwardsAndNoneIsIdle(t *testing.T) {
 			all.Go(func() { sends(t, a, conn.Session(), fmt.Sprint(i)) })
 		}
 		all.Wait()
+		synctest.Wait()
 		assert.Equal(t, 1, busy())
 		pass(time.Second)
 		assert.Len(t, slow.received(), 100)

@@ -215,3 +215,30 @@ func TestClaimNobodyHeardOfIsFreeSoon(t *testing.T) {
 		assert.Less(t, time.Since(begun), 2*time.Second)
 	})
 }
+
+// The client is at home on another node before its old one has heard of its end.
+func TestMessageThatMovesItsSessionIsADeadLetterInTheEnd(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fleet) {
+		a, _ := f.node("a")
+		b, _ := f.node("b")
+		session := comes(t, a, new(client)).Session()
+		sends(t, a, session, "x")
+		synctest.Wait()
+		n := 0
+		var c client
+		nodes := []*sessionrelay.Node{a, b}
+		c.does = func(ctx context.Context, m sessionrelay.Message) error {
+			if n++; n < 15 {
+				comes(t, nodes[n%2], &c, session)
+			}
+			return ctx.Err()
+		}
+		comes(t, b, &c, session)
+		pass(time.Minute)
+		var at []int
+		for _, m := range c.messages() {
+			at = append(at, m.Attempts)
+		}
+		assert.Len(t, f.events("dead_letter"), 1, "%v", at)
+	})
+}

@@ -69,7 +69,8 @@
 //	delivery    send func does not return   its context ends with the Conn: a move is found with the sign of
 //	                                        life at the latest
 //	delivery    not marked as tried         it is sent again; the client knows its id
-//	delivery    kills the connection        counted, unless the session has moved already; from half of the
+//	delivery    kills the connection        counted: before it is sent, but for the first time, when it is
+//	                                        counted after, unless the session has moved by then; from half of the
 //	                                        attempts on the next message waits until this one is acknowledged,
 //	                                        or was survived for 2.5 s
 //	process     client has moved            ErrMoved: it is sent again over the new connection

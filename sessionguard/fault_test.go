@@ -425,9 +425,12 @@ func TestRegistrationOfAnotherTypeIsAnErrorAndIsNotTouched(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, rdb *redis.Client) {
 		m := newMonitor(t, rdb)
 		_, g := register(t, m, "s")
-		require.NoError(t, rdb.Del(t.Context(), nameOf(m, "s")).Err())
-		require.NoError(t, rdb.RPush(t.Context(), nameOf(m, "s"), "x").Err())
-		_, _, err := m.Register(t.Context(), "s")
+		_, err := rdb.TxPipelined(t.Context(), func(p redis.Pipeliner) error { // it is never seen to be gone
+			p.Del(t.Context(), nameOf(m, "s"))
+			return p.RPush(t.Context(), nameOf(m, "s"), "x").Err()
+		})
+		require.NoError(t, err)
+		_, _, err = m.Register(t.Context(), "s")
 		require.Error(t, err, "its own process knows it to be registered")
 		assert.ErrorContains(t, err, "WRONGTYPE")
 		require.ErrorContains(t, g.Commit(t.Context(), never(t)), "WRONGTYPE")

@@ -259,6 +259,9 @@ func (m *Monitor) Register(ctx context.Context, session string) (context.Context
 // join registers r in this process and then in the store: what tells of a newer
 // request in between finds it.
 func (m *Monitor) join(ctx context.Context, r *registration) error {
+	if ctx.Err() != nil { // or it may be watched while it fails
+		return r.error("register", gone(ctx))
+	}
 	floor, err := m.enter(r) //nolint:contextcheck // what watches and renews is not this request's
 	if err != nil {
 		return err

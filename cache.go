@@ -199,7 +199,7 @@ func checkInfo(node string, info map[string]map[string]string) (found []error) {
 type MemoryCache struct {
 	mu      sync.Mutex
 	values  map[string]memoryValue
-	watched map[string]map[*func()]struct{}
+	watched hub.Local
 	sweepAt int // number of values at which the next sweep is due
 }
 
@@ -237,14 +237,8 @@ func (m *MemoryCache) CompareAndSwap(_ context.Context, key string, old, next []
 	}
 	m.values[key] = memoryValue{string(next), time.Now().Add(ttl)}
 	m.sweep()
-	wake := make([]func(), 0, len(m.watched[key]))
-	for f := range m.watched[key] {
-		wake = append(wake, *f)
-	}
 	m.mu.Unlock()
-	for _, f := range wake {
-		f()
-	}
+	m.watched.Wake(key)
 	return next, nil
 }
 
@@ -264,21 +258,5 @@ func (m *MemoryCache) sweep() {
 
 // Watch implements [Watcher].
 func (m *MemoryCache) Watch(key string, changed func()) (stop func()) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.watched == nil {
-		m.watched = map[string]map[*func()]struct{}{}
-	}
-	if m.watched[key] == nil {
-		m.watched[key] = map[*func()]struct{}{}
-	}
-	m.watched[key][&changed] = struct{}{}
-	return func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		delete(m.watched[key], &changed)
-		if len(m.watched[key]) == 0 {
-			delete(m.watched, key)
-		}
-	}
+	return m.watched.Watch(key, changed)
 }

@@ -1,14 +1,10 @@
 package sessionlock_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"log/slog"
 	"net/http"
 	"os"
@@ -25,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/sessionlock/sessionlock"
+	"github.com/sessionlock/sessionlock/internal/exampletest"
 	"github.com/sessionlock/sessionlock/sessionlocktest"
 )
 
@@ -851,69 +848,8 @@ func Example_errors() {
 	// Output: ask for the password
 }
 
-// exampleBodies finds the examples of a file, to their closing brace.
-var exampleBodies = regexp.MustCompile(`(?ms)^func Example.*?^}$`)
-
-// Words that examples need not show: methods of standard interfaces, and what a
-// struct or group is shown by.
-var unshown = regexp.MustCompile(`^(String|GoString|Format|LogValue|MarshalText|Error|Unwrap|Evict|Event.+|Status|Stats|Keyring)$`)
-
-// Every exported name is met in an example; those of one subject may stand beside
-// its tests.
 func TestExamplesShowEveryExportedName(t *testing.T) {
-	shown, err := os.ReadFile("example_test.go")
-	require.NoError(t, err)
-	files, err := filepath.Glob("*.go")
-	require.NoError(t, err)
-	for _, file := range files {
-		if b, err := os.ReadFile(file); err == nil && file != "example_test.go" && strings.HasSuffix(file, "_test.go") {
-			shown = append(shown, bytes.Join(exampleBodies.FindAll(b, -1), nil)...)
-		}
-	}
-	check := func(id *ast.Ident) {
-		if id.IsExported() && !unshown.MatchString(id.Name) {
-			assert.Truef(t, regexp.MustCompile(`[.)]\s*`+id.Name+`\b`).Match(shown), "%s is in no example", id.Name)
-		}
-	}
-	for _, file := range files {
-		if strings.HasSuffix(file, "_test.go") {
-			continue
-		}
-		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
-		require.NoError(t, err)
-		for _, decl := range parsed.Decls {
-			switch d := decl.(type) {
-			case *ast.FuncDecl:
-				if d.Recv == nil || ast.IsExported(receiver(d)) {
-					check(d.Name)
-				}
-			case *ast.GenDecl:
-				for _, spec := range d.Specs {
-					switch s := spec.(type) {
-					case *ast.TypeSpec:
-						check(s.Name)
-					case *ast.ValueSpec:
-						for _, name := range s.Names {
-							check(name)
-						}
-					}
-				}
-			}
-		}
-	}
-}
-
-// receiver is the name of a method's type.
-func receiver(d *ast.FuncDecl) string {
-	name := ""
-	ast.Inspect(d.Recv.List[0].Type, func(n ast.Node) bool {
-		id, ok := n.(*ast.Ident)
-		if ok && name == "" {
-			name = id.Name
-		}
-		return !ok
-	})
-	return name
+	exampletest.ReachAll(t, regexp.MustCompile(`^(String|GoString|Format|LogValue|MarshalText|Error|Unwrap|Evict|Event.+|Status|Stats|Keyring)$`))
 }
 
 // What the README shows is the body of an example, line by line.

@@ -1571,16 +1571,16 @@ func TestCallThatWaitedForTheEndOfItsScopeLogsNobodyIn(t *testing.T) {
 			return u.grant(key, n), nil
 		}
 		c := newClient(t, u, noCache{}) // nor does it remember that a login failed
-		left := make(chan error, 2)
+		renewed, waited := make(chan error, 1), make(chan error, 1)
 		require.NoError(t, c.Scope(t.Context(), "bob", func(ctx context.Context, sc *sessionlock.Scope) error {
-			go func() { left <- sc.Do(ctx, rejectOld("bob/1")) }()
+			go func() { renewed <- sc.Do(ctx, rejectOld("bob/1")) }()
 			synctest.Wait()
-			go func() { left <- sc.Do(ctx, nothing) }()
+			go func() { waited <- sc.Do(ctx, nothing) }()
 			synctest.Wait()
 			return nil
 		}))
-		require.ErrorIs(t, <-left, sessionlock.ErrRejected)
-		require.ErrorIs(t, <-left, sessionlock.ErrInvalid)
+		require.ErrorIs(t, <-renewed, sessionlock.ErrRejected)
+		require.ErrorIs(t, <-waited, sessionlock.ErrInvalid)
 		everyGrace()
 		assert.Equal(t, 2, u.logins())
 		assert.Empty(t, u.ended())

@@ -4,13 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -19,9 +14,8 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
-	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 
+	"github.com/sessionlock/sessionlock/internal/exampletest"
 	"github.com/sessionlock/sessionlock/sessionguard"
 )
 
@@ -354,63 +348,6 @@ func ExampleOption() {
 	// Output: true <nil>
 }
 
-// exampleBodies finds the examples of a file, to their closing brace.
-var exampleBodies = regexp.MustCompile(`(?ms)^func Example.*?^}$`)
-
-// Methods of standard interfaces.
-var unshown = regexp.MustCompile(`^(String|Format|Error|Unwrap)$`)
-
 func TestExamplesShowEveryExportedName(t *testing.T) {
-	shown, err := os.ReadFile("example_test.go")
-	require.NoError(t, err)
-	files, err := filepath.Glob("*.go")
-	require.NoError(t, err)
-	names := 0
-	check := func(id *ast.Ident) {
-		if id.IsExported() && !unshown.MatchString(id.Name) {
-			names++
-			assert.Truef(t, regexp.MustCompile(`[.)]\s*`+id.Name+`\b`).Match(shown), "%s is in no example", id.Name)
-		}
-	}
-	for _, file := range files {
-		if strings.HasSuffix(file, "_test.go") {
-			continue
-		}
-		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
-		require.NoError(t, err)
-		for _, decl := range parsed.Decls {
-			switch d := decl.(type) {
-			case *ast.FuncDecl:
-				if d.Recv == nil || ast.IsExported(receiver(d)) {
-					check(d.Name)
-				}
-			case *ast.GenDecl:
-				for _, spec := range d.Specs {
-					switch s := spec.(type) {
-					case *ast.TypeSpec:
-						check(s.Name)
-					case *ast.ValueSpec:
-						for _, name := range s.Names {
-							check(name)
-						}
-					}
-				}
-			}
-		}
-	}
-	assert.Greater(t, names, 30)
-	assert.Greater(t, len(exampleBodies.FindAll(shown, -1)), 10)
-}
-
-// receiver is the name of a method's type.
-func receiver(d *ast.FuncDecl) string {
-	name := ""
-	ast.Inspect(d.Recv.List[0].Type, func(n ast.Node) bool {
-		id, ok := n.(*ast.Ident)
-		if ok && name == "" {
-			name = id.Name
-		}
-		return !ok
-	})
-	return name
+	exampletest.ReachAll(t, regexp.MustCompile(`^(String|Format|Error|Unwrap)$`))
 }

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -187,35 +188,37 @@ func ended(t *testing.T) map[string]context.Context {
 }
 
 func TestEndedContextAsksNobody(t *testing.T) {
-	t.Parallel()
-	for name, ctx := range ended(t) {
+	for name := range ended(t) {
 		t.Run(name, func(t *testing.T) {
-			s := &spy{Store: new(sessionguard.MemoryStore)}
-			m := on(t, s)
-			_, g := register(t, m, "s")
-			require.Eventually(t, func() bool { return s.count("current") > 0 }, soon, time.Millisecond, "the first look is over")
-			before := s.count("")
-			for verb, op := range map[string]func() error{
-				"register": func() error {
-					back, g, err := m.Register(ctx, "t")
-					assert.Nil(t, g)
-					assert.Equal(t, ctx, back)
-					return err
-				},
-				"check":  func() error { return g.Check(ctx) },
-				"commit": func() error { return g.Commit(ctx, never(t)) },
-			} {
-				err := op()
-				require.Error(t, err, verb)
-				assert.ErrorIs(t, err, ctx.Err(), verb)
-				assert.ErrorIs(t, err, context.Cause(ctx), verb)
-				assert.NotErrorIs(t, err, sessionguard.ErrUnavailable, verb)
-				assert.Contains(t, err.Error(), "sessionguard: ", verb)
-			}
-			require.NoError(t, g.Check(t.Context()), "the guard is not concerned")
-			g.End()
-			quiet(t) // nothing that was left behind is still to come
-			assert.Equal(t, before+1, s.count(""))
+			synctest.Test(t, func(t *testing.T) {
+				ctx := ended(t)[name]
+				s := &spy{Store: new(sessionguard.MemoryStore)}
+				m := on(t, s)
+				_, g := register(t, m, "s")
+				settle()
+				before := s.count("")
+				for verb, op := range map[string]func() error{
+					"register": func() error {
+						back, g, err := m.Register(ctx, "t")
+						assert.Nil(t, g)
+						assert.Equal(t, ctx, back)
+						return err
+					},
+					"check":  func() error { return g.Check(ctx) },
+					"commit": func() error { return g.Commit(ctx, never(t)) },
+				} {
+					err := op()
+					require.Error(t, err, verb)
+					assert.ErrorIs(t, err, ctx.Err(), verb)
+					assert.ErrorIs(t, err, context.Cause(ctx), verb)
+					assert.NotErrorIs(t, err, sessionguard.ErrUnavailable, verb)
+					assert.Contains(t, err.Error(), "sessionguard: ", verb)
+				}
+				require.NoError(t, g.Check(t.Context()), "the guard is not concerned")
+				g.End()
+				settle() // nothing that was left behind is still to come
+				assert.Equal(t, before+1, s.count(""))
+			})
 		})
 	}
 }

@@ -561,6 +561,8 @@ func TestMiddlewareOverHTTP2(t *testing.T) {
 			req.Header.Set("X-Session", session)
 			resp, err := server.Client().Do(req)
 			require.NoError(t, err)
+			_, err = io.Copy(io.Discard, resp.Body) // to its end, or the handler may find the stream closed
+			assert.NoError(t, err)
 			assert.NoError(t, resp.Body.Close())
 			assert.Equal(t, want, resp.StatusCode)
 		}

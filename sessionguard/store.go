@@ -72,11 +72,11 @@ type Watcher interface {
 // requests of this process only. Safe for concurrent use; what has expired is dropped
 // as others register.
 type MemoryStore struct {
-	mu       sync.Mutex
-	last     map[string]memory
-	high     uint64 // epochs of sessions that were forgotten are no greater
-	watchers map[string]map[*func()]bool
-	sweepAt  int
+	mu      sync.Mutex
+	last    map[string]memory
+	high    uint64 // epochs of sessions that were forgotten are no greater
+	watched hub.Local
+	sweepAt int
 }
 
 type memory struct {
@@ -98,14 +98,8 @@ func (m *MemoryStore) Register(_ context.Context, session, token string, floor u
 		m.last = map[string]memory{}
 	}
 	m.last[session] = memory{last, now.Add(ttl)}
-	wake := make([]func(), 0, len(m.watchers[session]))
-	for changed := range m.watchers[session] {
-		wake = append(wake, *changed)
-	}
 	m.mu.Unlock()
-	for _, changed := range wake {
-		changed()
-	}
+	m.watched.Wake(session)
 	return last.Epoch, nil
 }
 
@@ -150,23 +144,7 @@ func (m *MemoryStore) Renew(_ context.Context, session string, ttl time.Duration
 
 // Watch implements [Watcher].
 func (m *MemoryStore) Watch(session string, changed func()) (stop func()) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.watchers == nil {
-		m.watchers = map[string]map[*func()]bool{}
-	}
-	if m.watchers[session] == nil {
-		m.watchers[session] = map[*func()]bool{}
-	}
-	m.watchers[session][&changed] = true
-	return func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		delete(m.watchers[session], &changed)
-		if len(m.watchers[session]) == 0 {
-			delete(m.watchers, session)
-		}
-	}
+	return m.watched.Watch(session, changed)
 }
 
 // redisStore keeps each registration in a string, by the script register.lua.

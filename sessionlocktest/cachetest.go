@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sessionlock/sessionlock"
+	"github.com/sessionlock/sessionlock/internal/suite"
 )
 
 // CacheTest shows whether an implementation of [sessionlock.Cache] can be relied
@@ -51,17 +52,19 @@ type CacheTest struct {
 // Run runs every case as a subtest of t.
 func (c CacheTest) Run(t *testing.T) {
 	t.Helper()
-	bubble(c.In).each(t, c.checks(), fail)
+	suite.Run(t, c.In, c.cases())
 }
 
-func (c CacheTest) checks() []check {
-	c.Sleep = sleeper(c.Sleep)
+func (c CacheTest) cases() []suite.Case {
+	if c.Sleep == nil {
+		c.Sleep = time.Sleep
+	}
 	if c.TTL == 0 {
 		c.TTL = 200 * time.Millisecond
 	}
-	var checks []check
+	var cases []suite.Case
 	add := func(name, rule string, run func(*cacheCase) error) {
-		checks = append(checks, check{name, rule, func(t *testing.T) error { return run(c.open(t)) }})
+		cases = append(cases, suite.Case{Name: name, Rule: rule, Run: func(t *testing.T) error { return run(c.open(t)) }})
 	}
 	add("Absent", "a key that holds nothing loads as nil, nil: not as an error, not as an empty value", (*cacheCase).absent)
 	add("SwapAbsent", "a swap with a nil old stores next when nothing is there; otherwise it changes nothing and returns what is", (*cacheCase).swapAbsent)
@@ -82,7 +85,7 @@ func (c CacheTest) checks() []check {
 	if c.Outage != nil {
 		add("Outage", "a store that cannot be reached is an error, never absent: that would log the whole fleet in again", (*cacheCase).outage)
 	}
-	return checks
+	return cases
 }
 
 // cacheCase is one case's cache. Its methods say what they saw when a call does
@@ -96,7 +99,7 @@ type cacheCase struct {
 
 func (c CacheTest) open(t *testing.T) *cacheCase {
 	t.Helper()
-	cc := &cacheCase{CacheTest: c, t: t, ctx: caseContext(t), a: c.New(t)}
+	cc := &cacheCase{CacheTest: c, t: t, ctx: suite.Context(t), a: c.New(t)}
 	cc.b = cc.a
 	if c.Second != nil {
 		cc.b = c.Second(t, cc.a)
@@ -169,11 +172,11 @@ func first(steps ...func() error) error {
 }
 
 func (c *cacheCase) absent() error {
-	return c.holds(uniqueKey("absent"), nil)
+	return c.holds(suite.Unique("absent"), nil)
 }
 
 func (c *cacheCase) swapAbsent() error {
-	key, v1, v2 := uniqueKey("k"), []byte("one"), []byte("two")
+	key, v1, v2 := suite.Unique("k"), []byte("one"), []byte("two")
 	return first(
 		func() error { return c.swaps(key, nil, v1, time.Hour) },
 		func() error { return c.holds(key, v1) },
@@ -182,7 +185,7 @@ func (c *cacheCase) swapAbsent() error {
 }
 
 func (c *cacheCase) swap() error {
-	key, v1, v2, v3 := uniqueKey("k"), []byte("one"), []byte("two"), []byte("three")
+	key, v1, v2, v3 := suite.Unique("k"), []byte("one"), []byte("two"), []byte("three")
 	return first(
 		func() error { return c.refuses(key, v1, v2, nil) },
 		func() error { return c.swaps(key, nil, v1, time.Hour) },
@@ -197,7 +200,7 @@ func (c *cacheCase) swap() error {
 func (c *cacheCase) wholeValues() error {
 	stored := []byte("Value-01")
 	for _, old := range []string{"V", "Value-0", "Value-01x", "Value-01\x00", "Value-01 ", " Value-01", "value-01", "Value-1", "alue-01", "%", "Value-0_"} {
-		key := uniqueKey("k")
+		key := suite.Unique("k")
 		if err := c.swaps(key, nil, stored, time.Hour); err != nil {
 			return err
 		}
@@ -209,7 +212,7 @@ func (c *cacheCase) wholeValues() error {
 }
 
 func (c *cacheCase) repeated() error {
-	key, v1, v2, v3 := uniqueKey("k"), []byte("one"), []byte("two"), []byte("three")
+	key, v1, v2, v3 := suite.Unique("k"), []byte("one"), []byte("two"), []byte("three")
 	again := func(old, next []byte) func() error {
 		return func() error {
 			if err := c.swaps(key, old, next, time.Hour); err != nil {
@@ -237,7 +240,7 @@ func (c *cacheCase) opaque() error {
 	}
 	big := bytes.Repeat(every, 33<<10/len(every))
 	values := [][]byte{{0}, {'0'}, {'\n'}, {0xff}, every, []byte("\xc3\x28 not UTF-8 \xed\xa0\x80"), []byte("trailing \x00\x00"), []byte(" \r\n"), []byte("nil"), []byte("1e3"), big}
-	key := uniqueKey("k")
+	key := suite.Unique("k")
 	var old []byte
 	for _, v := range values {
 		if err := c.swaps(key, old, v, time.Hour); err != nil {
@@ -255,7 +258,7 @@ func (c *cacheCase) opaque() error {
 
 // copies writes over every slice that has crossed the interface.
 func (c *cacheCase) copies() error {
-	key, want := uniqueKey("k"), []byte("two")
+	key, want := suite.Unique("k"), []byte("two")
 	old, next := []byte("one"), []byte("two")
 	if err := c.swaps(key, nil, old, time.Hour); err != nil {
 		return err
@@ -295,9 +298,9 @@ func (c *cacheCase) copies() error {
 }
 
 func (c *cacheCase) keys() error {
-	base := uniqueKey("")
+	base := suite.Unique("")
 	keys := []string{base + string(bytes.Repeat([]byte{'l'}, 128-len(base))), base + string(bytes.Repeat([]byte{'l'}, 127-len(base)))}
-	for _, k := range awkwardKeys {
+	for _, k := range suite.Awkward() {
 		keys = append(keys, base+k)
 	}
 	value := func(key string) []byte { return []byte("value of " + key) }
@@ -315,9 +318,9 @@ func (c *cacheCase) keys() error {
 }
 
 func (c *cacheCase) expiry() error {
-	key, v1, v2 := uniqueKey("k"), []byte("one"), []byte("two")
-	if err := timely(c.TTL, func() error {
-		key = uniqueKey("k")
+	key, v1, v2 := suite.Unique("k"), []byte("one"), []byte("two")
+	if err := suite.Timely(c.TTL, func() error {
+		key = suite.Unique("k")
 		return first(
 			func() error { return c.swaps(key, nil, v1, c.TTL) },
 			func() error { return c.holds(key, v1) },
@@ -336,7 +339,7 @@ func (c *cacheCase) expiry() error {
 }
 
 func (c *cacheCase) expiredOld() error {
-	key, v1, v2 := uniqueKey("k"), []byte("one"), []byte("two")
+	key, v1, v2 := suite.Unique("k"), []byte("one"), []byte("two")
 	if err := c.swaps(key, nil, v1, c.TTL); err != nil {
 		return err
 	}
@@ -345,10 +348,10 @@ func (c *cacheCase) expiredOld() error {
 }
 
 func (c *cacheCase) renewal() error {
-	longer, shorter := "", uniqueKey("k")
+	longer, shorter := "", suite.Unique("k")
 	v1, v2 := []byte("one"), []byte("two")
-	if err := timely(c.TTL, func() error {
-		longer = uniqueKey("k")
+	if err := suite.Timely(c.TTL, func() error {
+		longer = suite.Unique("k")
 		return first(
 			func() error { return c.swaps(longer, nil, v1, c.TTL) },
 			func() error { return c.swaps(longer, v1, v2, time.Hour) },
@@ -374,7 +377,7 @@ func (c *cacheCase) renewal() error {
 
 func (c *cacheCase) ttls() error {
 	for _, ttl := range []time.Duration{time.Millisecond, 1500 * time.Microsecond, 24 * time.Hour, 100 * 24 * time.Hour} {
-		key, v := uniqueKey("k"), []byte("value")
+		key, v := suite.Unique("k"), []byte("value")
 		if err := c.swaps(key, nil, v, ttl); err != nil {
 			return fmt.Errorf("with a ttl of %v: %w", ttl, err)
 		}
@@ -391,12 +394,12 @@ func (c *cacheCase) ttls() error {
 
 // oneWinner counts in the cache, each number a race on both handles.
 func (c *cacheCase) oneWinner() error {
-	key := uniqueKey("k")
+	key := suite.Unique("k")
 	var old []byte
 	for round := range 10 {
 		var won atomic.Int64
 		saw := make([][]byte, 50)
-		if err := crowd(len(saw), func(i int) (err error) {
+		if err := suite.Crowd(len(saw), func(i int) (err error) {
 			cache, next := c.a, fmt.Appendf(nil, "%d by %d", round, i)
 			if i%2 == 1 {
 				cache = c.b
@@ -429,13 +432,13 @@ func (c *cacheCase) cancelled() error {
 	ctx, cancel := context.WithCancel(c.ctx)
 	cancel()
 	for range 20 {
-		key, v1, v2 := uniqueKey("k"), []byte("one"), []byte("two")
+		key, v1, v2 := suite.Unique("k"), []byte("one"), []byte("two")
 		if err := c.swaps(key, nil, v1, time.Hour); err != nil {
 			return err
 		}
 		var loaded, now []byte
 		var loadErr, swapErr error
-		if err := ends(func() error {
+		if err := suite.Ends(func() error {
 			loaded, loadErr = c.a.Load(ctx, key)
 			now, swapErr = c.a.CompareAndSwap(ctx, key, v1, v2, time.Hour)
 			return nil
@@ -468,7 +471,7 @@ func (c *cacheCase) watch() error {
 		return nil
 	}
 	const rounds = 20
-	key, other := uniqueKey("k"), uniqueKey("other")
+	key, other := suite.Unique("k"), suite.Unique("other")
 	woken := make(chan struct{}, 1)
 	var others, late atomic.Int64
 	stop := w.Watch(key, func() {
@@ -562,15 +565,15 @@ func (c *cacheCase) clock() error {
 }
 
 func (c *cacheCase) outage() error {
-	key, v1, v2 := uniqueKey("k"), []byte("one"), []byte("two")
+	key, v1, v2 := suite.Unique("k"), []byte("one"), []byte("two")
 	if err := c.swaps(key, nil, v1, time.Hour); err != nil {
 		return err
 	}
 	c.Outage(c.t, c.a)
 	ctx, cancel := context.WithTimeout(c.ctx, time.Second)
 	defer cancel()
-	return ends(func() error {
-		for _, key := range []string{key, uniqueKey("k")} {
+	return suite.Ends(func() error {
+		for _, key := range []string{key, suite.Unique("k")} {
 			if v, err := c.a.Load(ctx, key); err == nil {
 				return fmt.Errorf("Load during an outage = %s, nil", show(v))
 			}

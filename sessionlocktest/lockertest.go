@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sessionlock/sessionlock"
+	"github.com/sessionlock/sessionlock/internal/suite"
 )
 
 // LockerTest shows whether an implementation of [sessionlock.Locker] can be
@@ -48,20 +49,22 @@ type LockerTest struct {
 // Run runs every case as a subtest of t.
 func (l LockerTest) Run(t *testing.T) {
 	t.Helper()
-	bubble(l.In).each(t, l.checks(), fail)
+	suite.Run(t, l.In, l.cases())
 }
 
-func (l LockerTest) checks() []check {
-	l.Sleep = sleeper(l.Sleep)
+func (l LockerTest) cases() []suite.Case {
+	if l.Sleep == nil {
+		l.Sleep = time.Sleep
+	}
 	if l.TTL == 0 {
 		l.TTL = 200 * time.Millisecond
 	}
 	if l.Prompt == 0 {
 		l.Prompt = 250 * time.Millisecond
 	}
-	var checks []check
+	var cases []suite.Case
 	add := func(name, rule string, run func(*lockerCase) error) {
-		checks = append(checks, check{name, rule, func(t *testing.T) error { return run(l.open(t)) }})
+		cases = append(cases, suite.Case{Name: name, Rule: rule, Run: func(t *testing.T) error { return run(l.open(t)) }})
 	}
 	add("Held", "TryLock takes a free lock, and refuses one that is held with ErrLocked, to every handle and the holder itself", (*lockerCase).held)
 	add("NeverWaits", "TryLock never waits for the lock", (*lockerCase).neverWaits)
@@ -80,7 +83,7 @@ func (l LockerTest) checks() []check {
 	if l.Outage != nil {
 		add("Outage", "a store that cannot be reached is an error of its own: not ErrLocked, for which callers wait, not ErrNotHeld, and not a success", (*lockerCase).outage)
 	}
-	return checks
+	return cases
 }
 
 // lockerCase is one case's locker.
@@ -93,7 +96,7 @@ type lockerCase struct {
 
 func (l LockerTest) open(t *testing.T) *lockerCase {
 	t.Helper()
-	c := &lockerCase{LockerTest: l, t: t, ctx: caseContext(t), a: l.New(t)}
+	c := &lockerCase{LockerTest: l, t: t, ctx: suite.Context(t), a: l.New(t)}
 	c.b = c.a
 	if l.Second != nil {
 		c.b = l.Second(t, c.a)
@@ -115,8 +118,8 @@ func (c *lockerCase) take(key string, ttl time.Duration) (sessionlock.Lock, erro
 
 // takeFor takes a lock for the short TTL and does f while it is held.
 func (c *lockerCase) takeFor(f func(key string, l sessionlock.Lock) error) (key string, l sessionlock.Lock, err error) {
-	err = timely(c.TTL, func() error {
-		key = uniqueKey("k")
+	err = suite.Timely(c.TTL, func() error {
+		key = suite.Unique("k")
 		if l, err = c.take(key, c.TTL); err != nil {
 			return err
 		}
@@ -127,7 +130,7 @@ func (c *lockerCase) takeFor(f func(key string, l sessionlock.Lock) error) (key 
 
 // expired returns a lock that has expired.
 func (c *lockerCase) expired() (key string, l sessionlock.Lock, err error) {
-	key = uniqueKey("k")
+	key = suite.Unique("k")
 	if l, err = c.take(key, c.TTL); err != nil {
 		return "", nil, err
 	}
@@ -166,7 +169,7 @@ func wantNotHeld(err error) error {
 }
 
 func (c *lockerCase) held() error {
-	key := uniqueKey("k")
+	key := suite.Unique("k")
 	if _, err := c.take(key, time.Hour); err != nil {
 		return err
 	}
@@ -179,7 +182,7 @@ func (c *lockerCase) held() error {
 // neverWaits takes the best of a few tries, for busy machines. Its contexts end,
 // for lockers that wait until then.
 func (c *lockerCase) neverWaits() error {
-	key := uniqueKey("k")
+	key := suite.Unique("k")
 	if _, err := c.take(key, time.Hour); err != nil {
 		return err
 	}
@@ -204,10 +207,10 @@ func (c *lockerCase) neverWaits() error {
 }
 
 func (c *lockerCase) keys() error {
-	base := uniqueKey("")
+	base := suite.Unique("")
 	long := func(n int) string { return fmt.Sprintf("%s%0*d", base, n-len(base), 0) }
 	keys := []string{long(128), long(127)}
-	for _, k := range awkwardKeys {
+	for _, k := range suite.Awkward() {
 		keys = append(keys, base+k)
 	}
 	locks := make([]sessionlock.Lock, len(keys))
@@ -237,7 +240,7 @@ func (c *lockerCase) keys() error {
 
 func (c *lockerCase) badTTL() error {
 	for _, ttl := range []time.Duration{0, -1, -time.Hour, 1, time.Millisecond - 1} {
-		key := uniqueKey("k")
+		key := suite.Unique("k")
 		if _, err := c.a.TryLock(c.ctx, key, ttl); !errors.Is(err, sessionlock.ErrInvalid) {
 			return fmt.Errorf("TryLock with a ttl of %v: %v, want ErrInvalid", ttl, err)
 		}
@@ -250,7 +253,7 @@ func (c *lockerCase) badTTL() error {
 
 func (c *lockerCase) ttls() error {
 	for _, ttl := range []time.Duration{time.Millisecond, 1500 * time.Microsecond, 24 * time.Hour} {
-		key := uniqueKey("k")
+		key := suite.Unique("k")
 		if _, err := c.take(key, ttl); err != nil {
 			return fmt.Errorf("with a ttl of %v: %w", ttl, err)
 		}
@@ -282,7 +285,7 @@ func (c *lockerCase) extend() error {
 	if err != nil {
 		return fmt.Errorf("extend a lock that is held: %w", err)
 	}
-	shorter := uniqueKey("k")
+	shorter := suite.Unique("k")
 	l, err := c.take(shorter, time.Hour)
 	if err != nil {
 		return err
@@ -321,7 +324,7 @@ func (c *lockerCase) extendExpired() error {
 }
 
 func (c *lockerCase) extendUnlocked() error {
-	key := uniqueKey("k")
+	key := suite.Unique("k")
 	l, err := c.take(key, time.Hour)
 	if err != nil {
 		return err
@@ -339,7 +342,7 @@ func (c *lockerCase) extendUnlocked() error {
 }
 
 func (c *lockerCase) unlock() error {
-	key := uniqueKey("k")
+	key := suite.Unique("k")
 	l, err := c.take(key, time.Hour)
 	if err != nil {
 		return err
@@ -351,12 +354,12 @@ func (c *lockerCase) unlock() error {
 }
 
 func (c *lockerCase) unlockAgain() error {
-	key := uniqueKey("k")
+	key := suite.Unique("k")
 	l, err := c.take(key, time.Hour)
 	if err != nil {
 		return err
 	}
-	if err := crowd(10, func(int) error { return l.Unlock(c.ctx) }); err != nil {
+	if err := suite.Crowd(10, func(int) error { return l.Unlock(c.ctx) }); err != nil {
 		return fmt.Errorf("Unlock, ten at once: %w", err)
 	}
 	if err := l.Unlock(c.ctx); err != nil {
@@ -379,7 +382,7 @@ func (c *lockerCase) unlockAgain() error {
 // and then does everything the loser might still do.
 func (c *lockerCase) nextHolder() error {
 	unlocked := func() (string, sessionlock.Lock, error) {
-		key := uniqueKey("k")
+		key := suite.Unique("k")
 		l, err := c.take(key, time.Hour)
 		if err == nil {
 			err = l.Unlock(c.ctx)
@@ -426,10 +429,10 @@ func (c *lockerCase) untouched(key string, lost, next sessionlock.Lock) error {
 
 func (c *lockerCase) oneWinner() error {
 	for range 5 {
-		key := uniqueKey("k")
+		key := suite.Unique("k")
 		var won atomic.Int64
 		const n = 50
-		if err := crowd(n, func(i int) error {
+		if err := suite.Crowd(n, func(i int) error {
 			locker := c.a
 			if i%2 == 1 {
 				locker = c.b
@@ -455,8 +458,8 @@ func (c *lockerCase) oneWinner() error {
 func (c *lockerCase) cancelled() error {
 	ctx, cancel := context.WithCancel(c.ctx)
 	cancel()
-	key := uniqueKey("k")
-	if err := ends(func() error {
+	key := suite.Unique("k")
+	if err := suite.Ends(func() error {
 		if _, err := c.a.TryLock(ctx, key, c.TTL); errors.Is(err, sessionlock.ErrLocked) {
 			return fmt.Errorf("TryLock of a free lock with a cancelled context: %w", err)
 		}
@@ -469,15 +472,15 @@ func (c *lockerCase) cancelled() error {
 }
 
 func (c *lockerCase) outage() error {
-	held, err := c.take(uniqueKey("held"), time.Hour)
+	held, err := c.take(suite.Unique("held"), time.Hour)
 	if err != nil {
 		return err
 	}
 	c.Outage(c.t, c.a)
 	ctx, cancel := context.WithTimeout(c.ctx, time.Second)
 	defer cancel()
-	return ends(func() error {
-		if _, err := c.a.TryLock(ctx, uniqueKey("k"), time.Hour); err == nil || errors.Is(err, sessionlock.ErrLocked) {
+	return suite.Ends(func() error {
+		if _, err := c.a.TryLock(ctx, suite.Unique("k"), time.Hour); err == nil || errors.Is(err, sessionlock.ErrLocked) {
 			return fmt.Errorf("TryLock during an outage: %v", err)
 		}
 		if err := held.Extend(ctx, time.Hour); err == nil || errors.Is(err, sessionlock.ErrNotHeld) {

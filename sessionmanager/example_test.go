@@ -1,22 +1,17 @@
 package sessionmanager_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
 	"errors"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,9 +19,8 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
-	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 
+	"github.com/sessionlock/sessionlock/internal/exampletest"
 	"github.com/sessionlock/sessionlock/sessionmanager"
 )
 
@@ -52,8 +46,10 @@ func (p *Printer) Shutdown(context.Context) error {
 	return nil
 }
 
-func (p *Printer) Kill(string) error {
-	p.Events.Close(errors.New("killed"))
+func (p *Printer) Kill(reason string) error {
+	if reason != sessionmanager.ReasonNotOpen { // nobody has seen it
+		p.Events.Close(errors.New("killed"))
+	}
 	return nil
 }
 
@@ -490,54 +486,61 @@ func ExampleError() {
 	// 503 true
 }
 
-// exampleBodies finds the examples of a file, to their closing brace.
-var exampleBodies = regexp.MustCompile(`(?ms)^func Example.*?^}$`)
-
-// Words that examples need not show: methods of standard interfaces, what a worker
-// has to have, and the members of a group.
-var unshown = regexp.MustCompile(`^(String|Error|Unwrap|Worker|Event.*|Reason.+|State.+|Stats|Len|Less|Swap|Push|Pop|Option|Manager|Session|State|Code|Fanout|Info)$`)
-
-// Every exported name is met in an example, or in what examples share.
-func TestExamplesShowEveryExportedName(t *testing.T) {
-	b, err := os.ReadFile("example_test.go")
-	require.NoError(t, err)
-	shown := bytes.Join(exampleBodies.FindAll(b, -1), nil)
-	files, err := filepath.Glob("*.go")
-	require.NoError(t, err)
-	for _, file := range files {
-		if strings.HasSuffix(file, "_test.go") {
-			continue
-		}
-		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
-		require.NoError(t, err)
-		for _, decl := range parsed.Decls {
-			for _, name := range exported(decl) {
-				assert.Truef(t, unshown.MatchString(name) || regexp.MustCompile(`[.)]\s*`+name+`\b`).Match(shown), "%s is in no example", name)
-			}
-		}
+// Which ends are as they should be, and which want somebody to look.
+func ExampleEvent() {
+	normal := map[string]bool{
+		sessionmanager.ReasonClient:   true,
+		sessionmanager.ReasonLease:    true,
+		sessionmanager.ReasonDetached: true,
+		sessionmanager.ReasonShutdown: true,
+		sessionmanager.ReasonFaulted:  false,
 	}
+	manager := printers(sessionmanager.WithObserver(watching(func(e sessionmanager.Event) {
+		if e.Kind == sessionmanager.EventClosed {
+			fmt.Println(e.Reason, normal[e.Reason])
+		}
+	})))
+	ctx := context.Background()
+	fmt.Println(mustOpen(manager, sessionmanager.Spec{}).Close(ctx))
+	fmt.Println(mustOpen(manager, sessionmanager.Spec{}).Kill(ctx, "it printed money")) // what Printer.Kill is told, too
+	mustOpen(manager, sessionmanager.Spec{})
+	fmt.Println(manager.Shutdown(ctx))
+	// Output:
+	// client-close true
+	// <nil>
+	// it printed money false
+	// <nil>
+	// manager-shutdown true
+	// <nil>
 }
 
-func exported(decl ast.Decl) (out []string) {
-	add := func(id *ast.Ident) {
-		if id.IsExported() {
-			out = append(out, id.Name)
+type watching func(sessionmanager.Event)
+
+func (f watching) Observe(_ context.Context, e sessionmanager.Event) { f(e) }
+
+// What a client that asks for its session is told.
+func ExampleState() {
+	var _ sessionmanager.Worker = (*Printer)(nil)
+	status := func(s sessionmanager.State) int {
+		switch s {
+		case sessionmanager.StateCreating, sessionmanager.StateStarting:
+			return 202 // it waits for its slot, or its worker starts
+		case sessionmanager.StateReady:
+			return 200
+		case sessionmanager.StateClosing, sessionmanager.StateClosed, sessionmanager.StateFaulted:
+			return 410 // open another one
 		}
+		return 500
 	}
-	switch d := decl.(type) {
-	case *ast.FuncDecl:
-		add(d.Name)
-	case *ast.GenDecl:
-		for _, spec := range d.Specs {
-			switch s := spec.(type) {
-			case *ast.TypeSpec:
-				add(s.Name)
-			case *ast.ValueSpec:
-				for _, name := range s.Names {
-					add(name)
-				}
-			}
-		}
-	}
-	return out
+	manager := printers()
+	session := mustOpen(manager, sessionmanager.Spec{})
+	fmt.Println(status(session.State()))
+	fmt.Println(session.Close(context.Background()), status(session.State()))
+	// Output:
+	// 200
+	// <nil> 410
+}
+
+func TestExamplesShowEveryExportedName(t *testing.T) {
+	exampletest.ReachAll(t, regexp.MustCompile(`^(String|Error|Unwrap)$`))
 }

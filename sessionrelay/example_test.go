@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"regexp"
+	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/sessionlock/sessionlock/internal/exampletest"
 	"github.com/sessionlock/sessionlock/sessionrelay"
 )
 
@@ -242,18 +245,20 @@ func ExampleStore() {
 	check(err)
 	<-buried
 
-	check(store.List(ctx, sessionrelay.Filter{User: "bob", Connected: true}, func(i sessionrelay.Info) bool {
+	var directory sessionrelay.Directory = store
+	check(directory.List(ctx, sessionrelay.Filter{User: "bob", Connected: true}, func(i sessionrelay.Info) bool {
 		fmt.Println(i.User, i.App, i.Version, "on", i.Home.Node)
 		return true
 	}))
-	letters, err := store.Buried(ctx, conn.Session())
+	var dead sessionrelay.DeadLetters = store
+	letters, err := dead.Buried(ctx, conn.Session())
 	check(err)
 	for _, m := range letters {
 		fmt.Printf("%s (attempts: %d)\n", m.Payload, m.Attempts)
-		check(store.Revive(ctx, conn.Session(), m.ID))
+		check(dead.Revive(ctx, conn.Session(), m.ID))
 	}
 	fmt.Println("attempts before:", <-sent)
-	expired, err := store.Expire(ctx, 24*time.Hour)
+	expired, err := directory.Expire(ctx, 24*time.Hour)
 	fmt.Println(len(expired), "timed out", err)
 	// Output:
 	// attempts before: 0
@@ -275,4 +280,167 @@ func waitUntilTried(ctx context.Context, s sessionrelay.Store, session string) {
 			return
 		}
 	}
+}
+
+// An answer that comes by HTTP, not over the client's connection, is processed once all
+// the same, on whatever node, and belongs to its request.
+func ExampleInbox() {
+	ctx := context.Background()
+	store, _ := newMemory("a")
+	node, err := sessionrelay.New(store)
+	check(err)
+	conn, err := node.Connect(ctx, sessionrelay.Hello{User: "bob"}, ignore)
+	check(err)
+	session := conn.Session()
+	request, err := node.Request(ctx, session, []byte("Confirm?"), []byte("order 17"))
+	check(err)
+
+	var inbox sessionrelay.Inbox = store
+	var asked sessionrelay.Correlations = store
+	answer := func(id, me string) { // me: never used twice
+		claim, err := inbox.Accept(ctx, session, "", id, me, time.Minute)
+		check(err)
+		switch claim.State {
+		case sessionrelay.InProgress:
+			fmt.Println(me, "409: somebody else is at it")
+		case sessionrelay.Done:
+			fmt.Printf("%s 200: %s, as before\n", me, claim.Outcome)
+		case sessionrelay.Accepted:
+			order, first, err := asked.Take(ctx, session, request, id)
+			check(err)
+			err = inbox.Complete(ctx, session, id, me, []byte("thank you"), request)
+			fmt.Printf("%s %s %t %v\n", me, order, first, err)
+		}
+	}
+	_, err = inbox.Accept(ctx, session, "", "answer 1", "slow", time.Minute)
+	check(err)
+	answer("answer 1", "second")
+	check(inbox.Release(ctx, session, "answer 1", "slow")) // it gives up
+	answer("answer 1", "third")
+	answer("answer 1", "fourth")
+	err = inbox.Complete(ctx, session, "answer 1", "slow", nil) // and comes back too late
+	fmt.Println(errors.Is(err, sessionrelay.ErrTaken))
+	// Output:
+	// second 409: somebody else is at it
+	// third order 17 true <nil>
+	// fourth 200: thank you, as before
+	// true
+}
+
+// An id of the sender's own makes a message that is put again, because nobody knows
+// whether it was put, the same one.
+func ExampleOutbox() {
+	ctx := context.Background()
+	store, memory := newMemory("a")
+	var sessions sessionrelay.Registry = store
+	_, _, err := sessions.Register(ctx, sessionrelay.Hello{Session: "s", User: "bob"}, "conn 1", 10)
+	check(err)
+	stop := memory.Watch("s", func() { fmt.Println("something is there") }) // a hint
+	defer stop()
+
+	var outbox sessionrelay.Outbox = store
+	for range 2 {
+		home, err := outbox.Put(ctx, "s", sessionrelay.Message{ID: "invoice 9", Payload: []byte("9.99")}, nil)
+		fmt.Println(home.Node, err)
+	}
+	messages, err := outbox.Fetch(ctx, "s", "conn 1", 100)
+	fmt.Println(len(messages), err)
+	_, err = outbox.Fetch(ctx, "s", "conn 0", 100)
+	fmt.Println(errors.Is(err, sessionrelay.ErrMoved))
+	// Output:
+	// something is there
+	// a <nil>
+	// a <nil>
+	// 1 <nil>
+	// true
+}
+
+// What a gateway tells its client.
+func Example_errors() {
+	tell := func(err error) string {
+		switch {
+		case errors.Is(err, sessionrelay.ErrGone), errors.Is(err, sessionrelay.ErrWrongUser):
+			return "start anew, without a session"
+		case errors.Is(err, sessionrelay.ErrCap):
+			return "log out somewhere else first"
+		case errors.Is(err, sessionrelay.ErrMoved), errors.Is(err, sessionrelay.ErrClosed):
+			return "" // close the connection: the client has another one, or will
+		case errors.Is(err, sessionrelay.ErrInProgress), errors.Is(err, sessionrelay.ErrUnavailable):
+			return "send it again in a moment"
+		case errors.Is(err, sessionrelay.ErrTaken):
+			return "send it again" // and look: its effect may have happened twice
+		case errors.Is(err, sessionrelay.ErrInvalid):
+			return "no such message"
+		}
+		return "it failed" // the handler's own error
+	}
+	ctx := context.Background()
+	store, _ := newMemory("a")
+	node, err := sessionrelay.New(store, sessionrelay.WithLimit(1))
+	check(err)
+	conn, err := node.Connect(ctx, sessionrelay.Hello{User: "bob"}, ignore)
+	check(err)
+	_, err = node.Connect(ctx, sessionrelay.Hello{User: "bob"}, ignore)
+	fmt.Println(tell(err))
+	_, err = node.Connect(ctx, sessionrelay.Hello{User: "bob", Session: "of yesterday"}, ignore)
+	fmt.Println(tell(err))
+	_, err = conn.Receive(ctx, "", nil)
+	fmt.Println(tell(err))
+	// Output:
+	// log out somewhere else first
+	// start anew, without a session
+	// no such message
+}
+
+// Which events are about sessions, which about connections, and which want somebody to
+// look.
+func ExampleEvent() {
+	sessions, connected := 0, 0
+	count := func(e sessionrelay.Event) { // of one process: a fleet adds them up
+		switch e.Kind {
+		case sessionrelay.EventConnected:
+			sessions++
+			connected++
+		case sessionrelay.EventReconnected:
+			connected++ // and one less on the node that it left, which is not told: see Directory.Homed
+		case sessionrelay.EventDisconnected:
+			connected--
+		case sessionrelay.EventRemoved, sessionrelay.EventTimedOut:
+			sessions--
+		case sessionrelay.EventSendFailed, sessionrelay.EventDeadLetter, sessionrelay.EventFailed:
+			fmt.Println(e.Kind, e.Err)
+		}
+	}
+	ctx := context.Background()
+	store, _ := newMemory("a")
+	node, err := sessionrelay.New(store, sessionrelay.WithObserver(count))
+	check(err)
+	conn, err := node.Connect(ctx, sessionrelay.Hello{User: "bob"}, ignore)
+	check(err)
+	fmt.Println(sessions, connected)
+	check(node.Remove(ctx, conn.Session()))
+	fmt.Println(sessions)
+	// Output:
+	// 1 1
+	// 0
+}
+
+// An option is a value: a fleet's may be made in one place.
+func ExampleOption() {
+	of := func(env string) ([]sessionrelay.RedisOption, []sessionrelay.Option) {
+		return []sessionrelay.RedisOption{sessionrelay.WithNamespace(env)},
+			[]sessionrelay.Option{sessionrelay.WithTimeout(24 * time.Hour)}
+	}
+	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
+	defer rdb.Close()
+	forStore, forNode := of("production")
+	store, err := sessionrelay.NewRedisStore(rdb, "node-7", forStore...)
+	check(err)
+	_, err = sessionrelay.New(store, forNode...)
+	fmt.Println(store.Node(), err)
+	// Output: node-7 <nil>
+}
+
+func TestExamplesShowEveryExportedName(t *testing.T) {
+	exampletest.ReachAll(t, regexp.MustCompile(`^(State|Claim)$`))
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/sessionlock/sessionlock/internal/hub"
 )
 
 // Memory keeps sessions in this process. Nodes whose stores come from one Memory stand
@@ -16,7 +18,7 @@ type Memory struct {
 	sessions map[string]*held
 	users    map[string]int     // how many sessions each has
 	was      map[string]*recent // by session: connections that were replaced or given up, also before it existed
-	watchers map[string]map[*func()]bool
+	watched  hub.Local
 }
 
 // Store returns the [Store] of node, which must be the only one of its name. It has no
@@ -101,39 +103,10 @@ func (m *Memory) left(session, node, conn string) {
 	m.was[session].add(pair(node, conn))
 }
 
-// wake calls who watches session; m.mu is not held.
-func (m *Memory) wake(session string) {
-	m.mu.Lock()
-	watchers := make([]func(), 0, len(m.watchers[session]))
-	for changed := range m.watchers[session] {
-		watchers = append(watchers, *changed)
-	}
-	m.mu.Unlock()
-	for _, changed := range watchers {
-		changed()
-	}
-}
-
 // Watch has changed called when there may be something for whoever is connected to
 // session: a message, or another connection in its place.
 func (m *Memory) Watch(session string, changed func()) (stop func()) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.watchers == nil {
-		m.watchers = map[string]map[*func()]bool{}
-	}
-	if m.watchers[session] == nil {
-		m.watchers[session] = map[*func()]bool{}
-	}
-	m.watchers[session][&changed] = true
-	return func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		delete(m.watchers[session], &changed)
-		if len(m.watchers[session]) == 0 {
-			delete(m.watchers, session)
-		}
-	}
+	return m.watched.Watch(session, changed)
 }
 
 func (s *memoryStore) Register(_ context.Context, h Hello, conn string, limit int) (Info, Home, error) {
@@ -142,7 +115,7 @@ func (s *memoryStore) Register(_ context.Context, h Hello, conn string, limit in
 	}
 	now, before, err := s.register(h, conn, limit)
 	if err == nil {
-		s.wake(h.Session)
+		s.watched.Wake(h.Session)
 	}
 	return now, before, err
 }
@@ -218,7 +191,7 @@ func (s *memoryStore) Remove(_ context.Context, session string) (bool, error) {
 	existed := s.remove(session)
 	s.mu.Unlock()
 	if existed {
-		s.wake(session)
+		s.watched.Wake(session)
 	}
 	return existed, nil
 }
@@ -281,7 +254,7 @@ func (s *memoryStore) Expire(_ context.Context, idle time.Duration) (expired []s
 	}
 	s.mu.Unlock()
 	for _, session := range expired {
-		s.wake(session)
+		s.watched.Wake(session)
 	}
 	return expired, nil
 }
@@ -371,7 +344,7 @@ func (s *memoryStore) Forget(_ context.Context, session string, ids ...string) e
 func (s *memoryStore) Put(_ context.Context, session string, m Message, correlation []byte) (Home, error) {
 	home, added, err := s.put(session, m, correlation)
 	if added {
-		s.wake(session)
+		s.watched.Wake(session)
 	}
 	return home, err
 }
@@ -494,7 +467,7 @@ func (s *memoryStore) Revive(_ context.Context, session string, ids ...string) e
 	if err := s.revive(session, ids); err != nil {
 		return err
 	}
-	s.wake(session)
+	s.watched.Wake(session)
 	return nil
 }
 

@@ -817,3 +817,24 @@ func TestHammer(t *testing.T) {
 		eventuallySubscribers(t, rdb, "c0", 0)
 	})
 }
+
+func TestLocalWakesWhoWatches(t *testing.T) {
+	var l hub.Local
+	l.Wake("a") // nobody
+	var heard []string
+	first := l.Watch("a", func() { heard = append(heard, "first") })
+	l.Watch("b", func() { heard = append(heard, "b") })
+	l.Wake("a")
+	assert.Equal(t, []string{"first"}, heard)
+	l.Watch("a", func() {
+		first() // a watcher may stop another one, and watch
+		heard = append(heard, "second")
+	})
+	l.Wake("a")
+	l.Wake("a")
+	assert.Len(t, heard, 4)
+	assert.Equal(t, "second", heard[3])
+	first()
+	l.Wake("a")
+	assert.Len(t, heard, 5)
+}

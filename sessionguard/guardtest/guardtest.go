@@ -5,13 +5,12 @@ package guardtest
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/sessionlock/sessionlock/internal/suite"
 	"github.com/sessionlock/sessionlock/sessionguard"
 )
 
@@ -58,63 +57,39 @@ type StoreTest struct {
 // Run runs every case as a subtest of t.
 func (s StoreTest) Run(t *testing.T) {
 	t.Helper()
-	s.each(t, func(t *testing.T, c check, err error) {
-		if err != nil {
-			t.Errorf("%v\nrule: %s", err, c.rule)
-		}
-	})
+	suite.Run(t, s.In, s.cases())
 }
 
-// check is one case. run returns what it saw a store do against rule.
-type check struct {
-	name, rule string
-	run        func(c *storeCase) error
-}
-
-func (s StoreTest) each(t *testing.T, report func(t *testing.T, c check, err error)) {
-	t.Helper()
-	in := s.In
-	if in == nil {
-		in = func(t *testing.T, f func(t *testing.T)) { f(t) }
+func (s StoreTest) cases() []suite.Case {
+	var cases []suite.Case
+	add := func(name, rule string, run func(*storeCase) error) {
+		cases = append(cases, suite.Case{Name: name, Rule: rule, Run: func(t *testing.T) error { return run(s.open(t)) }})
 	}
-	for _, c := range s.checks() {
-		t.Run(c.name, func(t *testing.T) {
-			in(t, func(t *testing.T) { report(t, c, c.run(s.open(t))) })
-		})
-	}
-}
-
-func (s StoreTest) checks() []check {
-	checks := []check{
-		{"Nobody", "a session that nobody has registered for is the zero Registration, without an error", (*storeCase).nobody},
-		{"Register", "who registered last is current, with the epoch and the token it registered with, on every handle", (*storeCase).register},
-		{"Epochs", "an epoch is at least 1, at most 2⁵³ − 1, and greater than every one of its session before", (*storeCase).epochs},
-		{"Floor", "an epoch is greater than the floor it was asked for", (*storeCase).floor},
-		{"Repeated", "a repeated registration of the token that is stored returns its epoch and changes nothing but its life", (*storeCase).repeated},
-		{"Overtaken", "a repeated registration of a token that was overtaken is a new one", (*storeCase).overtaken},
-		{"Tokens", "tokens are compared as a whole, byte by byte: no prefixes, no folded case", (*storeCase).tokens},
-		{"Sessions", "sessions are independent, whatever printable ASCII they are made of, up to 64 bytes", (*storeCase).sessions},
-		{"Expiry", "a registration is gone after its ttl: nobody is current, and Renew does not bring it back", (*storeCase).expiry},
-		{"AfterExpiry", "an epoch is greater than those of registrations that have expired", (*storeCase).afterExpiry},
-		{"Renew", "Renew returns who is current and lets it live for ttl from now on, longer or shorter than before", (*storeCase).renew},
-		{"RenewNobody", "Renew of a session without a registration makes none", (*storeCase).renewNobody},
-		{"Replaced", "a registration lives for its own ttl, not for what is left of the one it replaced", (*storeCase).replaced},
-		{"OneLast", "of requests that register at once no two get one epoch, and the one with the highest is current", (*storeCase).oneLast},
-		{"Cancelled", "a call whose context has ended returns soon, and did either all or nothing", (*storeCase).cancelled},
-		{"Watch", "a watch is called after registrations of its session (a hint may be lost, most are not), hardly for others, and not after stop", (*storeCase).watch},
-		{"WatchReturns", "Watch and its stop return at once, whatever the state of the store", (*storeCase).watchReturns},
-	}
+	add("Nobody", "a session that nobody has registered for is the zero Registration, without an error", (*storeCase).nobody)
+	add("Register", "who registered last is current, with the epoch and the token it registered with, on every handle", (*storeCase).register)
+	add("Epochs", "an epoch is at least 1, at most 2⁵³ − 1, and greater than every one of its session before", (*storeCase).epochs)
+	add("Floor", "an epoch is greater than the floor it was asked for", (*storeCase).floor)
+	add("Repeated", "a repeated registration of the token that is stored returns its epoch and changes nothing but its life", (*storeCase).repeated)
+	add("Overtaken", "a repeated registration of a token that was overtaken is a new one", (*storeCase).overtaken)
+	add("Tokens", "tokens are compared as a whole, byte by byte: no prefixes, no folded case", (*storeCase).tokens)
+	add("Sessions", "sessions are independent, whatever printable ASCII they are made of, up to 64 bytes", (*storeCase).sessions)
+	add("Expiry", "a registration is gone after its ttl: nobody is current, and Renew does not bring it back", (*storeCase).expiry)
+	add("AfterExpiry", "an epoch is greater than those of registrations that have expired", (*storeCase).afterExpiry)
+	add("Renew", "Renew returns who is current and lets it live for ttl from now on, longer or shorter than before", (*storeCase).renew)
+	add("RenewNobody", "Renew of a session without a registration makes none", (*storeCase).renewNobody)
+	add("Replaced", "a registration lives for its own ttl, not for what is left of the one it replaced", (*storeCase).replaced)
+	add("OneLast", "of requests that register at once no two get one epoch, and the one with the highest is current", (*storeCase).oneLast)
+	add("Cancelled", "a call whose context has ended returns soon, and did either all or nothing", (*storeCase).cancelled)
+	add("Watch", "a watch is called after registrations of its session (a hint may be lost, most are not), hardly for others, and not after stop", (*storeCase).watch)
+	add("WatchReturns", "Watch and its stop return at once, whatever the state of the store", (*storeCase).watchReturns)
 	if s.Forget != nil {
-		checks = append(checks, check{"Forgotten", "a store that has lost its data has nobody current, and gives out greater epochs than before: start from the time", (*storeCase).forgotten})
+		add("Forgotten", "a store that has lost its data has nobody current, and gives out greater epochs than before: start from the time", (*storeCase).forgotten)
 	}
 	if s.Outage != nil {
-		checks = append(checks, check{"Outage", "a store that cannot be reached is an error, never nobody: that would end every request", (*storeCase).outage})
+		add("Outage", "a store that cannot be reached is an error, never nobody: that would end every request", (*storeCase).outage)
 	}
-	return checks
+	return cases
 }
-
-// patience bounds each case, so that a store that never returns fails one.
-const patience = 30 * time.Second
 
 // maxEpoch is the largest number that is exact wherever it goes.
 const maxEpoch = 1<<53 - 1
@@ -135,9 +110,7 @@ func (s StoreTest) open(t *testing.T) *storeCase {
 	if s.TTL == 0 {
 		s.TTL = 200 * time.Millisecond
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	t.Cleanup(cancel)
-	c := &storeCase{StoreTest: s, t: t, ctx: ctx, a: s.New(t)}
+	c := &storeCase{StoreTest: s, t: t, ctx: suite.Context(t), a: s.New(t)}
 	c.b = c.a
 	if s.Second != nil {
 		c.b = s.Second(t, c.a)
@@ -146,9 +119,6 @@ func (s StoreTest) open(t *testing.T) *storeCase {
 }
 
 type registration = sessionguard.Registration
-
-// unique returns a session that no other case and no other run has used.
-func unique(suffix string) string { return "guardtest:" + rand.Text()[:12] + ":" + suffix }
 
 // is checks who is current, on both handles.
 func (c *storeCase) is(session string, want registration) error {
@@ -196,10 +166,10 @@ func (c *storeCase) last(session string, ttl time.Duration) (registration, error
 	return r, err
 }
 
-func (c *storeCase) nobody() error { return c.is(unique("nobody"), registration{}) }
+func (c *storeCase) nobody() error { return c.is(suite.Unique("nobody"), registration{}) }
 
 func (c *storeCase) register() error {
-	session := unique("s")
+	session := suite.Unique("s")
 	for range 3 {
 		if _, err := c.last(session, time.Hour); err != nil {
 			return err
@@ -209,7 +179,7 @@ func (c *storeCase) register() error {
 }
 
 func (c *storeCase) epochs() error {
-	session, last := unique("s"), uint64(0)
+	session, last := suite.Unique("s"), uint64(0)
 	for i := range 100 {
 		s := c.a
 		if i%2 == 1 {
@@ -228,13 +198,13 @@ func (c *storeCase) epochs() error {
 }
 
 func (c *storeCase) floor() error {
-	session := unique("s")
+	session := suite.Unique("s")
 	first, err := c.last(session, time.Hour)
 	if err != nil {
 		return err
 	}
 	ahead := max(first.Epoch, uint64(time.Now().Add(24*time.Hour).UnixMicro()))
-	if _, err := c.registers(c.a, unique("fresh"), ahead, time.Hour); err != nil {
+	if _, err := c.registers(c.a, suite.Unique("fresh"), ahead, time.Hour); err != nil {
 		return fmt.Errorf("a session that nobody has registered for: %w", err)
 	}
 	for _, floor := range []uint64{first.Epoch, ahead, maxEpoch - 2} {
@@ -250,7 +220,7 @@ func (c *storeCase) floor() error {
 }
 
 func (c *storeCase) repeated() error {
-	session := unique("s")
+	session := suite.Unique("s")
 	r, err := c.last(session, time.Hour)
 	if err != nil {
 		return err
@@ -267,7 +237,7 @@ func (c *storeCase) repeated() error {
 			return err
 		}
 	}
-	short := unique("short")
+	short := suite.Unique("short")
 	if r, err = c.registers(c.a, short, 0, c.TTL); err != nil {
 		return err
 	}
@@ -282,7 +252,7 @@ func (c *storeCase) repeated() error {
 }
 
 func (c *storeCase) overtaken() error {
-	session := unique("s")
+	session := suite.Unique("s")
 	r, err := c.last(session, time.Hour)
 	if err != nil {
 		return err
@@ -304,7 +274,7 @@ func (c *storeCase) overtaken() error {
 func (c *storeCase) tokens() error {
 	base := rand.Text()
 	for _, other := range []string{base[:25], base + "x", "x" + base, base + " ", lower(base)} {
-		session := unique("s")
+		session := suite.Unique("s")
 		first, err := c.a.Register(c.ctx, session, base, 0, time.Hour)
 		if err != nil {
 			return err
@@ -333,12 +303,8 @@ func lower(s string) string {
 	return string(b)
 }
 
-// awkward are legal and easy to mix up or to misread: by hash tags, globs, LIKE
-// patterns, paths, and collations that fold case.
-var awkward = []string{"s", "S", "{s}", "{s}:s", "s}{", ":", "s:", "*", "s?[a-z]", "%", "_", "../s", `s\`, `s'"`, "s;--"}
-
 func (c *storeCase) sessions() error {
-	base := unique("")
+	base := suite.Unique("")
 	fill := func(n int) string {
 		b := []byte(base)
 		for len(b) < n {
@@ -347,7 +313,7 @@ func (c *storeCase) sessions() error {
 		return string(b)
 	}
 	sessions := []string{fill(64), fill(63)}
-	for _, s := range awkward {
+	for _, s := range suite.Awkward() {
 		sessions = append(sessions, base+s)
 	}
 	want := map[string]registration{}
@@ -366,18 +332,13 @@ func (c *storeCase) sessions() error {
 	return nil
 }
 
-// timely returns what f returns, which has to be done within the TTL. A machine too
-// busy for that says nothing about a store, so f gets more tries then.
+// timely does f, which has to be done within the TTL, with a session of its own.
 func (c *storeCase) timely(f func(session string) error) (session string, err error) {
-	for range 10 {
-		session = unique("s")
-		start := time.Now()
-		err = f(session)
-		if time.Since(start) < c.TTL {
-			return session, err
-		}
-	}
-	return session, fmt.Errorf("ten times not done within %v: set TTL to a longer life", c.TTL)
+	err = suite.Timely(c.TTL, func() error {
+		session = suite.Unique("s")
+		return f(session)
+	})
+	return session, err
 }
 
 func (c *storeCase) expiry() error {
@@ -403,7 +364,7 @@ func (c *storeCase) expiry() error {
 }
 
 func (c *storeCase) afterExpiry() error {
-	session := unique("s")
+	session := suite.Unique("s")
 	var last registration
 	var err error
 	for range 10 { // so that what is counted anew is behind
@@ -434,7 +395,7 @@ func (c *storeCase) renew() error {
 	if err != nil {
 		return err
 	}
-	short := unique("short")
+	short := suite.Unique("short")
 	shorter, err := c.last(short, time.Hour)
 	if err != nil {
 		return err
@@ -453,7 +414,7 @@ func (c *storeCase) renew() error {
 }
 
 func (c *storeCase) renewNobody() error {
-	session := unique("s")
+	session := suite.Unique("s")
 	r, err := c.a.Renew(c.ctx, session, time.Hour)
 	if err != nil {
 		return err
@@ -465,7 +426,7 @@ func (c *storeCase) renewNobody() error {
 }
 
 func (c *storeCase) replaced() error {
-	longer, shorter := unique("longer"), unique("shorter")
+	longer, shorter := suite.Unique("longer"), suite.Unique("shorter")
 	for _, s := range []struct {
 		session     string
 		first, then time.Duration
@@ -492,10 +453,10 @@ func (c *storeCase) replaced() error {
 }
 
 func (c *storeCase) oneLast() error {
-	session := unique("s")
+	session := suite.Unique("s")
 	for range 10 {
 		all := make([]registration, 50)
-		if err := crowd(len(all), func(i int) (err error) {
+		if err := suite.Crowd(len(all), func(i int) (err error) {
 			s := c.a
 			if i%2 == 1 {
 				s = c.b
@@ -527,7 +488,7 @@ func (c *storeCase) cancelled() error {
 	ctx, cancel := context.WithCancel(c.ctx)
 	cancel()
 	for range 20 {
-		session, token := unique("s"), rand.Text()
+		session, token := suite.Unique("s"), rand.Text()
 		before, err := c.last(session, time.Hour)
 		if err != nil {
 			return err
@@ -535,7 +496,7 @@ func (c *storeCase) cancelled() error {
 		var read, renewed registration
 		var epoch uint64
 		var readErr, renewErr, registerErr error
-		if err := ends(func() error {
+		if err := suite.Ends(func() error {
 			read, readErr = c.a.Current(ctx, session)
 			renewed, renewErr = c.a.Renew(ctx, session, time.Hour)
 			epoch, registerErr = c.a.Register(ctx, session, token, 0, time.Hour)
@@ -567,7 +528,7 @@ func (c *storeCase) watch() error {
 		return nil
 	}
 	const rounds = 20
-	session, other := unique("s"), unique("other")
+	session, other := suite.Unique("s"), suite.Unique("other")
 	woken := make(chan struct{}, 1)
 	var others, late atomic.Int64
 	stop := w.Watch(session, func() {
@@ -636,9 +597,9 @@ func (c *storeCase) watchReturns() error {
 		c.Outage(c.t, c.a)
 	}
 	start := time.Now()
-	err := ends(func() error {
+	err := suite.Ends(func() error {
 		for range 10 {
-			w.Watch(unique("s"), func() {})()
+			w.Watch(suite.Unique("s"), func() {})()
 		}
 		return nil
 	})
@@ -649,7 +610,7 @@ func (c *storeCase) watchReturns() error {
 }
 
 func (c *storeCase) forgotten() error {
-	session := unique("s")
+	session := suite.Unique("s")
 	first, err := c.last(session, time.Hour)
 	if err != nil {
 		return err
@@ -675,15 +636,15 @@ func (c *storeCase) forgotten() error {
 }
 
 func (c *storeCase) outage() error {
-	session := unique("s")
+	session := suite.Unique("s")
 	if _, err := c.last(session, time.Hour); err != nil {
 		return err
 	}
 	c.Outage(c.t, c.a)
 	ctx, cancel := context.WithTimeout(c.ctx, time.Second)
 	defer cancel()
-	return ends(func() error {
-		for _, s := range []string{session, unique("s")} {
+	return suite.Ends(func() error {
+		for _, s := range []string{session, suite.Unique("s")} {
 			if r, err := c.a.Current(ctx, s); err == nil {
 				return fmt.Errorf("Current during an outage = %s, nil", show(r))
 			}
@@ -696,35 +657,4 @@ func (c *storeCase) outage() error {
 		}
 		return nil
 	})
-}
-
-// crowd runs f n times at once and joins their errors.
-func crowd(n int, f func(i int) error) error {
-	errs := make([]error, n)
-	start := make(chan struct{})
-	var wg sync.WaitGroup
-	for i := range n {
-		wg.Go(func() {
-			<-start
-			errs[i] = f(i)
-		})
-	}
-	close(start)
-	wg.Wait()
-	return errors.Join(errs...)
-}
-
-// ends runs f and reports one that does not return within the suite's patience. What
-// hangs is left behind.
-func ends(f func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case err := <-done:
-		return err
-	case <-timer.C:
-		return fmt.Errorf("did not return within %v", patience)
-	}
 }

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sessionlock/sessionlock/internal/suite"
 	"github.com/sessionlock/sessionlock/sessionrelay"
 )
 
@@ -1130,7 +1131,7 @@ func (f *fleet) cancelled() {
 	for name, call := range f.calls(session) {
 		start := time.Now()
 		_ = call(ctx) // a store may be as quick as that, or not
-		if took := time.Since(start); took > patience/3 {
+		if took := time.Since(start); took > suite.Patience/3 {
 			f.failf("%s with a cancelled context took %v", name, took)
 		}
 	}
@@ -1226,11 +1227,11 @@ func (f *fleet) outage() {
 	f.puts(session, "m")
 	f.Outage(f.t, f.a)
 	for name, call := range f.calls(session) {
-		ctx, cancel := context.WithTimeout(f.ctx, patience/30)
+		ctx, cancel := context.WithTimeout(f.ctx, suite.Patience/30)
 		start := time.Now()
 		err := call(ctx)
 		cancel()
-		if took := time.Since(start); took > patience/3 {
+		if took := time.Since(start); took > suite.Patience/3 {
 			f.failf("%s during an outage took %v, though its context had ended", name, took)
 		}
 		f.wants(name+" during an outage", err, sessionrelay.ErrUnavailable, context.DeadlineExceeded)

@@ -1,25 +1,23 @@
 package relaytest
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/sessionlock/sessionlock/internal/suite"
+)
 
 // Broken runs s and returns the names of the cases that found fault, without failing t.
 func Broken(t *testing.T, s StoreTest) (names []string) {
 	t.Helper()
-	s.each(t, func(t *testing.T, c check, err error) {
-		if err != nil {
-			t.Logf("%v\nrule: %s", err, c.rule)
-			names = append(names, c.name)
-		}
-	})
-	return names
+	return suite.Broken(t, s.In, s.cases())
 }
 
-// Only returns s with no other case than name.
+// Only runs the case name of s.
 func Only(t *testing.T, s StoreTest, name string) error {
 	t.Helper()
-	for _, c := range s.checks() {
-		if c.name == name {
-			return s.try(t, c)
+	for _, c := range s.cases() {
+		if c.Name == name {
+			return c.Run(t)
 		}
 	}
 	t.Fatalf("no case %s", name)
@@ -27,9 +25,4 @@ func Only(t *testing.T, s StoreTest, name string) error {
 }
 
 // Cases returns the names of the cases.
-func Cases(s StoreTest) (names []string) {
-	for _, c := range s.checks() {
-		names = append(names, c.name)
-	}
-	return names
-}
+func Cases(s StoreTest) (names []string) { return suite.Names(s.cases()) }

@@ -10,11 +10,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/sessionlock/sessionlock/internal/suite"
 	"github.com/sessionlock/sessionlock/sessionrelay"
 )
 
@@ -56,81 +56,60 @@ type StoreTest struct {
 // Run runs every case as a subtest of t.
 func (s StoreTest) Run(t *testing.T) {
 	t.Helper()
-	s.each(t, func(t *testing.T, c check, err error) {
-		if err != nil {
-			t.Errorf("%v\nrule: %s", err, c.rule)
-		}
-	})
+	suite.Run(t, s.In, s.cases())
 }
 
-// check is one case. run ends by [fleet.failf] when a store breaks rule.
-type check struct {
-	name, rule string
-	run        func(*fleet)
-}
-
-func (s StoreTest) checks() []check {
-	checks := []check{
-		{"Register", "a session that does not exist is created; every node sees what was said of it, and where it is", (*fleet).register},
-		{"Reconnect", "the latest connection is the home, on whatever node; Created stays, all else is as said last; the home before is returned, also when asked twice", (*fleet).reconnect},
-		{"WrongUser", "another user's attempt is ErrWrongUser, before anything changes", (*fleet).wrongUser},
-		{"Cap", "a new session above the user's limit is ErrCap, and nothing is created or removed; those that exist come back", (*fleet).limits},
-		{"CapRace", "of sessions registered at once as many are accepted as the limit allows", (*fleet).capRace},
-		{"OldConnections", "a connection that was replaced or given up does not become the home again: ErrMoved", (*fleet).oldConnections},
-		{"Deregister", "only the home's own connection, on its own node, leaves the session without a home; the session stays", (*fleet).deregister},
-		{"Remove", "a removed session takes with it all that was its, whoever asks; the first to ask is told that it existed", (*fleet).remove},
-		{"Gone", "what is asked of a session that does not exist is ErrGone, or without effect where there is nothing to lose; nothing creates it", (*fleet).gone},
-		{"Moved", "only the home's connection fetches, tries and buries messages; others get ErrMoved, and change nothing", (*fleet).moved},
-		{"List", "each filter excludes the sessions it says, alone and with others; versions are compared as strings; each session is listed once", (*fleet).list},
-		{"Alive", "vouching moves Live, and reports what does not exist without creating it", (*fleet).alive},
-		{"Expire", "a session that nobody vouched for during more than idle is removed and returned, connected or not; others stay", (*fleet).expire},
-		{"ExpireOnce", "each session that timed out is returned to one caller, however many ask", (*fleet).expireOnce},
-		{"Scavenge", "clearing up takes nothing from sessions that exist, and finds nothing a second time", (*fleet).scavenge},
-		{"Homed", "the sessions whose home is this node, and no others", (*fleet).homed},
-		{"Accept", "a message is accepted once per session, and again by the same owner: a request that was sent twice; others are told that it is in progress, or done; over a connection that is not the home any more it is ErrMoved", (*fleet).accept},
-		{"AcceptRace", "of owners that accept at once one has it", (*fleet).acceptRace},
-		{"Takeover", "after its patience, and not before, a claim may be taken over; who had it can store nothing any more", (*fleet).takeover},
-		{"Owner", "only the owner completes (others: ErrTaken) and releases; what is done stays done", (*fleet).owner},
-		{"Outcome", "an outcome comes back byte by byte; nil and empty differ; the first one counts", (*fleet).outcome},
-		{"Forget", "a message that was forgotten may come again; unknown ids are no error", (*fleet).forget},
-		{"Put", "a message is stored once, and the session's home returned; an id that is there, in whatever state, or was until just now, changes nothing", (*fleet).put},
-		{"Fetch", "up to most messages that were not tried, oldest first; fetching changes nothing", (*fleet).fetch},
-		{"Attempted", "an attempt is counted once per connection and hides the message; the next Register brings it back in its old place, with its count", (*fleet).attempted},
-		{"Delivered", "what is delivered is gone, in whatever state, and no other; unknown ids are no error", (*fleet).delivered},
-		{"DeadLetters", "a dead letter is not fetched, also not after Register, until it is revived: in its old place and without attempts", (*fleet).deadLetters},
-		{"Order", "messages of one sender stay in order, also when others send at once; none is lost", (*fleet).order},
-		{"Correlations", "a correlation is taken by one answer, as often as that comes until it is complete; nil is none and empty is one; it outlives the delivery of its request", (*fleet).correlations},
-		{"TakeRace", "of those that take a correlation at once one gets it", (*fleet).takeRace},
-		{"Bytes", "payloads, outcomes and correlations are opaque; nil and empty differ", (*fleet).opaque},
-		{"Names", "ids are opaque, up to 256 bytes, and never mixed up", (*fleet).names},
-		{"Copies", "callers own the slices they pass and get: writing to them changes nothing that is stored", (*fleet).copies},
-		{"Many", "thousands of ids in one call are no more than thousands of calls", (*fleet).many},
-		{"Cancelled", "a call whose context has ended returns soon, and did either all or nothing", (*fleet).cancelled},
-		{"Watch", "a watch of a session is called after a message was put or its home has changed (a hint may be lost, most are not), and not after stop", (*fleet).watch},
+// cases returns the cases, each of which ends by [fleet.failf] when a store breaks its
+// rule.
+func (s StoreTest) cases() []suite.Case {
+	var cases []suite.Case
+	add := func(name, rule string, run func(*fleet)) {
+		cases = append(cases, suite.Case{Name: name, Rule: rule, Run: func(t *testing.T) error { return s.try(t, run) }})
 	}
+	add("Register", "a session that does not exist is created; every node sees what was said of it, and where it is", (*fleet).register)
+	add("Reconnect", "the latest connection is the home, on whatever node; Created stays, all else is as said last; the home before is returned, also when asked twice", (*fleet).reconnect)
+	add("WrongUser", "another user's attempt is ErrWrongUser, before anything changes", (*fleet).wrongUser)
+	add("Cap", "a new session above the user's limit is ErrCap, and nothing is created or removed; those that exist come back", (*fleet).limits)
+	add("CapRace", "of sessions registered at once as many are accepted as the limit allows", (*fleet).capRace)
+	add("OldConnections", "a connection that was replaced or given up does not become the home again: ErrMoved", (*fleet).oldConnections)
+	add("Deregister", "only the home's own connection, on its own node, leaves the session without a home; the session stays", (*fleet).deregister)
+	add("Remove", "a removed session takes with it all that was its, whoever asks; the first to ask is told that it existed", (*fleet).remove)
+	add("Gone", "what is asked of a session that does not exist is ErrGone, or without effect where there is nothing to lose; nothing creates it", (*fleet).gone)
+	add("Moved", "only the home's connection fetches, tries and buries messages; others get ErrMoved, and change nothing", (*fleet).moved)
+	add("List", "each filter excludes the sessions it says, alone and with others; versions are compared as strings; each session is listed once", (*fleet).list)
+	add("Alive", "vouching moves Live, and reports what does not exist without creating it", (*fleet).alive)
+	add("Expire", "a session that nobody vouched for during more than idle is removed and returned, connected or not; others stay", (*fleet).expire)
+	add("ExpireOnce", "each session that timed out is returned to one caller, however many ask", (*fleet).expireOnce)
+	add("Scavenge", "clearing up takes nothing from sessions that exist, and finds nothing a second time", (*fleet).scavenge)
+	add("Homed", "the sessions whose home is this node, and no others", (*fleet).homed)
+	add("Accept", "a message is accepted once per session, and again by the same owner: a request that was sent twice; others are told that it is in progress, or done; over a connection that is not the home any more it is ErrMoved", (*fleet).accept)
+	add("AcceptRace", "of owners that accept at once one has it", (*fleet).acceptRace)
+	add("Takeover", "after its suite.Patience, and not before, a claim may be taken over; who had it can store nothing any more", (*fleet).takeover)
+	add("Owner", "only the owner completes (others: ErrTaken) and releases; what is done stays done", (*fleet).owner)
+	add("Outcome", "an outcome comes back byte by byte; nil and empty differ; the first one counts", (*fleet).outcome)
+	add("Forget", "a message that was forgotten may come again; unknown ids are no error", (*fleet).forget)
+	add("Put", "a message is stored once, and the session's home returned; an id that is there, in whatever state, or was until just now, changes nothing", (*fleet).put)
+	add("Fetch", "up to most messages that were not tried, oldest first; fetching changes nothing", (*fleet).fetch)
+	add("Attempted", "an attempt is counted once per connection and hides the message; the next Register brings it back in its old place, with its count", (*fleet).attempted)
+	add("Delivered", "what is delivered is gone, in whatever state, and no other; unknown ids are no error", (*fleet).delivered)
+	add("DeadLetters", "a dead letter is not fetched, also not after Register, until it is revived: in its old place and without attempts", (*fleet).deadLetters)
+	add("Order", "messages of one sender stay in order, also when others send at once; none is lost", (*fleet).order)
+	add("Correlations", "a correlation is taken by one answer, as often as that comes until it is complete; nil is none and empty is one; it outlives the delivery of its request", (*fleet).correlations)
+	add("TakeRace", "of those that take a correlation at once one gets it", (*fleet).takeRace)
+	add("Bytes", "payloads, outcomes and correlations are opaque; nil and empty differ", (*fleet).opaque)
+	add("Names", "ids are opaque, up to 256 bytes, and never mixed up", (*fleet).names)
+	add("Copies", "callers own the slices they pass and get: writing to them changes nothing that is stored", (*fleet).copies)
+	add("Many", "thousands of ids in one call are no more than thousands of calls", (*fleet).many)
+	add("Cancelled", "a call whose context has ended returns soon, and did either all or nothing", (*fleet).cancelled)
+	add("Watch", "a watch of a session is called after a message was put or its home has changed (a hint may be lost, most are not), and not after stop", (*fleet).watch)
 	if s.Outage != nil {
-		checks = append(checks, check{"Outage", "a store that cannot be reached is ErrUnavailable: never ErrGone, which would end the session", (*fleet).outage})
+		add("Outage", "a store that cannot be reached is ErrUnavailable: never ErrGone, which would end the session", (*fleet).outage)
 	}
-	return checks
+	return cases
 }
-
-func (s StoreTest) each(t *testing.T, report func(t *testing.T, c check, err error)) {
-	t.Helper()
-	if s.In == nil {
-		s.In = func(t *testing.T, f func(t *testing.T)) { f(t) }
-	}
-	for _, c := range s.checks() {
-		t.Run(c.name, func(t *testing.T) {
-			s.In(t, func(t *testing.T) { report(t, c, s.try(t, c)) })
-		})
-	}
-}
-
-// patience bounds each case, so that a store that never returns fails one.
-const patience = 30 * time.Second
 
 // try runs a case, again if the machine was too busy for it to tell anything.
-func (s StoreTest) try(t *testing.T, c check) (err error) {
+func (s StoreTest) try(t *testing.T, run func(*fleet)) (err error) {
 	if s.Sleep == nil {
 		s.Sleep = time.Sleep
 	}
@@ -138,7 +117,7 @@ func (s StoreTest) try(t *testing.T, c check) (err error) {
 		s.Tick = 200 * time.Millisecond
 	}
 	for range 10 {
-		if err = s.once(t, c); !errors.Is(err, errSlow) {
+		if err = s.once(t, run); !errors.Is(err, errSlow) {
 			return err
 		}
 	}
@@ -147,8 +126,8 @@ func (s StoreTest) try(t *testing.T, c check) (err error) {
 
 var errSlow = errors.New("ten times not done in time: set Tick to a longer one")
 
-func (s StoreTest) once(t *testing.T, c check) error {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+func (s StoreTest) once(t *testing.T, run func(*fleet)) error {
+	ctx, cancel := context.WithTimeout(t.Context(), suite.Patience)
 	defer cancel()
 	open := s.New(t)
 	f := &fleet{StoreTest: s, t: t, ctx: ctx, mark: rand.Text()[:10]}
@@ -168,15 +147,15 @@ func (s StoreTest) once(t *testing.T, c check) error {
 				done <- fmt.Errorf("panic: %v", r)
 			}
 		}()
-		c.run(f)
+		run(f)
 	}()
-	timer := time.NewTimer(patience + patience/2)
+	timer := time.NewTimer(suite.Patience + suite.Patience/2)
 	defer timer.Stop()
 	select {
 	case err := <-done:
 		return err
 	case <-timer.C:
-		return fmt.Errorf("did not return within %v", patience)
+		return fmt.Errorf("did not return within %v", suite.Patience)
 	}
 }
 
@@ -389,16 +368,6 @@ func (f *fleet) within(g func()) {
 // crowd runs g n times at once, on the nodes in turn, and ends the case by the first
 // error.
 func (f *fleet) crowd(n int, g func(i int, s sessionrelay.Store) error) {
-	errs := make([]error, n)
-	start := make(chan struct{})
-	var all sync.WaitGroup
-	for i := range n {
-		all.Go(func() {
-			<-start
-			errs[i] = g(i, f.stores[i%len(f.stores)])
-		})
-	}
-	close(start)
-	all.Wait()
-	f.wants(fmt.Sprintf("%d calls at once", n), errors.Join(errs...))
+	err := suite.Crowd(n, func(i int) error { return g(i, f.stores[i%len(f.stores)]) })
+	f.wants(fmt.Sprintf("%d calls at once", n), err)
 }

@@ -19,10 +19,11 @@ import (
 )
 
 // Cache is the store behind a [Client]: any that can compare. SQL does it by
-// WHERE, memcached by cas, etcd and DynamoDB natively; sessionlocktest.CacheTest
-// shows whether an implementation is right. Values are opaque, between 1 byte
-// and 33 KiB, and two values of one key are never equal, so comparing whole
-// values is exact. Callers own the slices they pass and get: copy them. Keys are printable ASCII of at most 128 bytes. It must be
+// WHERE, memcached by cas, etcd and DynamoDB natively;
+// sessionlocktest.CacheTest shows whether an implementation is right. Values
+// are opaque, between 1 byte and 33 KiB, and two values of one key are never
+// equal, so comparing whole values is exact. Callers own the slices they pass
+// and get: copy them. Keys are printable ASCII of at most 128 bytes. It must be
 // safe for concurrent use and should end with its context, though the client
 // does not rely on that.
 //

@@ -34,16 +34,17 @@ func (e *CheckError) Error() string {
 // Unwrap returns what was met.
 func (e *CheckError) Unwrap() error { return e.Err }
 
-// Check tries everything a client needs, on names of its own: cache and lock can be
-// used and do what they should, pushes arrive, this host's clock agrees with the
-// store's to within the expiry margin, and, of Redis where the user may read INFO:
-// version, eviction policy, persistence. It touches no session and makes no login.
-// nil: nothing to say. Else every finding, as a [*CheckError] each, joined as by
-// errors.Join; for a readiness probe errors.Is(err, ErrUnavailable) is the
-// question, the rest is advice to operators. It asks also while calls are refused
-// because the store is known to be dead, and takes a few round trips; without
-// pushes the operation timeout; and three of them when nothing answers. Its names are of one key: of a Cluster one node is
-// tried, the others are asked for INFO only.
+// Check tries everything a client needs, on names of its own: cache and lock
+// can be used and do what they should, pushes arrive, this host's clock agrees
+// with the store's to within the expiry margin, and, of Redis where the user
+// may read INFO: version, eviction policy, persistence. It touches no session
+// and makes no login. nil: nothing to say. Else every finding, as a
+// [*CheckError] each, joined as by errors.Join; for a readiness probe
+// errors.Is(err, ErrUnavailable) is the question, the rest is advice to
+// operators. It asks also while calls are refused because the store is known to
+// be dead, and takes a few round trips; without pushes the operation timeout;
+// and three of them when nothing answers. Its names are of one key: of a
+// Cluster one node is tried, the others are asked for INFO only.
 func (c *Client) Check(ctx context.Context) error {
 	if err := checkContext(ctx); err != nil {
 		return err

@@ -279,10 +279,11 @@ func (c *Client) Logout(ctx context.Context, key string) error {
 }
 
 // Put makes s, a session obtained elsewhere, in a browser for instance, the
-// fleet's session of key and returns it as stored. It takes the place of the one
-// before, which is given to [WithLogout] after 30 s; a login under way stores
-// nothing, and its callers get s when it returns; who comes later need not wait for it. Failed logins no longer suppress, and stay counted
-// until s has proved itself, by 30 s or a quarter of its life.
+// fleet's session of key and returns it as stored. It takes the place of the
+// one before, which is given to [WithLogout] after 30 s; a login under way
+// stores nothing, and its callers get s when it returns; who comes later need
+// not wait for it. Failed logins no longer suppress, and stay counted until s
+// has proved itself, by 30 s or a quarter of its life.
 //
 // [ErrInvalid] for what would be [ErrIncomplete] of a login, matching both;
 // [ErrUnavailable] when s may or may not have been stored: Put it again.

@@ -71,9 +71,10 @@ func defaults() config {
 }
 
 // WithRedis keeps lock, cache and push in Redis 6.2 or later, on any client of
-// go-redis: single, Sentinel, Cluster, Ring (which does not push: waiters poll). Its options may be the defaults.
-// The client stays the caller's to close, after [Client.Close]. With WithCache as
-// well, Redis keeps the lock only. Default: none; New wants this or WithCache.
+// go-redis: single, Sentinel, Cluster, Ring (which does not push: waiters
+// poll). Its options may be the defaults. The client stays the caller's to
+// close, after [Client.Close]. With WithCache as well, Redis keeps the lock
+// only. Default: none; New wants this or WithCache.
 func WithRedis(rdb redis.UniversalClient) Option {
 	return func(c *config) { c.rdb = rdb; c.gave("WithRedis", rdb) }
 }
@@ -139,12 +140,12 @@ func WithComplete(f func(Session) bool) Option {
 	return func(c *config) { c.complete = f; c.gave("WithComplete", f) }
 }
 
-// WithFingerprint says which credentials Login would use for key now: a version,
-// or a hash. It is part of the entry's name but not of the lock's: during a
-// roll-out both populations keep sessions of their own and log in one at a time,
-// and a denial of the old credentials does not suppress the new. f is called
-// once per attempt and by the calls for operators, must be quick, and is not asked for a near hit. Default: one
-// set of credentials per key.
+// WithFingerprint says which credentials Login would use for key now: a
+// version, or a hash. It is part of the entry's name but not of the lock's:
+// during a roll-out both populations keep sessions of their own and log in one
+// at a time, and a denial of the old credentials does not suppress the new. f
+// is called once per attempt and by the calls for operators, must be quick, and
+// is not asked for a near hit. Default: one set of credentials per key.
 func WithFingerprint(f func(ctx context.Context, key string) (string, error)) Option {
 	return func(c *config) { c.fingerprint = f; c.gave("WithFingerprint", f) }
 }

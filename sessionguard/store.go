@@ -62,7 +62,8 @@ type Store interface {
 // Watcher is an optional face of a [Store]: a hint that somebody has registered for a
 // session. It may come late, twice, or never; without it a request learns that it was
 // superseded when its registration is renewed, or when it commits. Watch and stop must
-// return at once, whatever the state of the store. After stop has returned changed is not called, except for a call already under way.
+// return at once, whatever the state of the store. After stop has returned changed is not
+// called, except for a call already under way.
 type Watcher interface {
 	Watch(session string, changed func()) (stop func())
 }

@@ -105,9 +105,10 @@ import (
 //
 // One that may die by itself, as a process does, should be a [Mortal] too.
 type Worker interface {
-	// Shutdown ends the worker in good order: calls that are under way finish, or
-	// fail. It returns nil when the worker has ended: its place is free then. It is called at most once, and not on one whose Err is not nil. When it
-	// fails, panics, or has not returned when ctx ends, Kill follows.
+	// Shutdown ends the worker in good order: calls that are under way finish, or fail. It
+	// returns nil when the worker has ended: its place is free then. It is called at most
+	// once, and not on one whose Err is not nil. When it fails, panics, or has not returned
+	// when ctx ends, Kill follows.
 	Shutdown(ctx context.Context) error
 
 	// Kill ends the worker at once. It is called at most once, also while Shutdown

@@ -172,9 +172,10 @@ func New(s Store, opts ...Option) (*Node, error) {
 // made; a session that does not exist any more is [ErrGone]: the client has to start
 // anew. The user must have been authenticated by the caller.
 //
-// send writes one message to the connection and returns; it is called from one
-// goroutine at a time, with a context that ends with the Conn. It should have a deadline
-// of its own: nothing else is sent meanwhile. An error counts as an attempt. Call [Conn.Disconnect] when the connection is lost.
+// send writes one message to the connection and returns; it is called from one goroutine
+// at a time, with a context that ends with the Conn. It should have a deadline of its
+// own: nothing else is sent meanwhile. An error counts as an attempt. Call
+// [Conn.Disconnect] when the connection is lost.
 //
 // Errors: ErrGone, [ErrWrongUser], [ErrCap], [ErrUnavailable], [ErrInvalid],
 // [ErrClosed], and ctx's error, wrapped. After any of them nothing is connected here.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sessionlock/sessionlock/internal/bound"
 	"github.com/sessionlock/sessionlock/internal/entry"
 	"github.com/sessionlock/sessionlock/internal/record"
 )
@@ -42,7 +43,7 @@ func (c *Client) heartbeat(ctx context.Context, l *local, a *attempt) (stop func
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
-		for reported := false; sleep(ctx, c.lockTTL/3) == nil; {
+		for reported := false; bound.Sleep(ctx, c.lockTTL/3) == nil; {
 			open, err := c.store.renew(ctx, a.lease)
 			if !open && errors.Is(err, ErrNotHeld) {
 				l.forsake(a)
@@ -618,14 +619,7 @@ func (c *Client) touch(ctx context.Context, name string, seen snapshot, gen uint
 
 // pass lets d pass, until requests that use a session may be over; Close does not
 // wait for them.
-func (c *Client) pass(d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-c.drain.Done():
-	}
-}
+func (c *Client) pass(d time.Duration) { _ = bound.Sleep(c.drain, d) }
 
 // logOut calls WithLogout's func for s, once: what was never stored, or displaced,
 // may be the session of scopes too.

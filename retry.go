@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sessionlock/sessionlock/internal/bound"
 	"github.com/sessionlock/sessionlock/internal/entry"
 )
 
@@ -221,7 +222,7 @@ func (w *waiting) next(ctx context.Context, after uint64) (snapshot, error) {
 			w.ticks++
 			return w.look(ctx)
 		case <-w.changed:
-			if err := sleep(ctx, lookGap-time.Since(w.read)); err != nil {
+			if err := bound.Sleep(ctx, lookGap-time.Since(w.read)); err != nil {
 				return snapshot{}, context.Cause(ctx)
 			}
 			if seen, err := w.look(ctx); err != nil || seen.entry.Look(after, w.store.now()) != entry.Free {

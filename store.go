@@ -243,7 +243,7 @@ func (st *store) commit(ctx context.Context, l *lease, res entry.Result) (v entr
 		}
 		unanswered = displaced
 		for allowed := false; !allowed; pause = min(2*pause, 250*time.Millisecond) {
-			if !l.alive() || sleep(ctx, pause) != nil {
+			if !l.alive() || bound.Sleep(ctx, pause) != nil {
 				return v, displaced, now, err
 			}
 			allowed = st.gate.retry()
@@ -406,17 +406,6 @@ type toldError struct {
 
 func (e *toldError) Error() string { return e.text }
 func (e *toldError) Unwrap() error { return e.err }
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
 
 // storeClock is the store's time: our own plus the offset last learnt. It runs
 // on the monotonic clock, so a step of this host's wall clock does not move it.

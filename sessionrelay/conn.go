@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/sessionlock/sessionlock/internal/bound"
 )
 
 // Conn is a session's home on this node, until it is disconnected, replaced by another
@@ -165,7 +167,7 @@ func (c *Conn) forward(running chan struct{}) {
 	defer func() {
 		if !over { // the send func has ended this goroutine
 			c.n.spawn(func() {
-				sleep(c.ctx, c.n.pause)
+				_ = bound.Sleep(c.ctx, c.n.pause)
 				c.forward(running)
 			})
 		}
@@ -180,7 +182,7 @@ func (c *Conn) forward(running chan struct{}) {
 			if !errors.Is(err, errSend) { // and not by all at once
 				pause -= mathrand.N(pause/10 + 1) //nolint:gosec // not a secret
 			}
-			sleep(c.ctx, pause)
+			_ = bound.Sleep(c.ctx, pause)
 			failures++
 		} else {
 			failures = 0
@@ -512,7 +514,7 @@ func (c *Conn) complete(ctx context.Context, id, owner string, deadline time.Tim
 		if !errors.Is(err, ErrUnavailable) || left <= 0 {
 			return about(c.session, err)
 		}
-		sleep(ctx, min(pause, left))
+		_ = bound.Sleep(ctx, min(pause, left))
 	}
 }
 
@@ -570,13 +572,4 @@ func (c *Conn) Answered(ctx context.Context, id string) (correlation []byte, fir
 		r.answers(id)
 	}
 	return correlation, first, about(c.session, err)
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

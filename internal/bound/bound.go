@@ -1,6 +1,6 @@
-// Package bound ends the wait for a call that its context does not end. A
-// context alone does not: go-redis with default options stays in a socket read
-// for seconds past its deadline.
+// Package bound waits no longer than it is told to: for a call that its context
+// does not end, or for time to pass. A context alone does not end a call: go-redis
+// with default options stays in a socket read for seconds past its deadline.
 package bound
 
 import (
@@ -57,4 +57,20 @@ func Call[T any](ctx context.Context, d time.Duration, op func(context.Context) 
 		return zero, context.Cause(ctx)
 	}
 	return zero, ErrTimeout
+}
+
+// Sleep waits for d, or until ctx has ended, and returns ctx's error then. Zero and less
+// is no wait, and makes no timer.
+func Sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

@@ -50,3 +50,21 @@ func TestCallThatDoesNotReturnIsLeftBehind(t *testing.T) {
 		time.Sleep(time.Hour) // until nothing is left behind
 	})
 }
+
+func TestSleepLastsAsLongAsItsContextAtMost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		slept := func() time.Duration { return time.Since(start) }
+		require.NoError(t, bound.Sleep(t.Context(), time.Minute))
+		require.Equal(t, time.Minute, slept())
+		require.NoError(t, bound.Sleep(t.Context(), 0))
+		require.NoError(t, bound.Sleep(t.Context(), -time.Minute))
+		require.Equal(t, time.Minute, slept())
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, bound.Sleep(ctx, time.Minute), context.DeadlineExceeded)
+		require.Equal(t, time.Minute+time.Second, slept())
+		require.ErrorIs(t, bound.Sleep(ctx, 0), context.DeadlineExceeded)
+		require.Zero(t, testing.AllocsPerRun(10, func() { _ = bound.Sleep(ctx, -1) }), "no timer")
+	})
+}

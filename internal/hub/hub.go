@@ -57,6 +57,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/sessionlock/sessionlock/internal/bound"
 )
 
 const (
@@ -185,7 +187,7 @@ func (h *Hub) run(ctx context.Context) {
 		if time.Since(began) >= maxPause {
 			failures = 0
 		}
-		sleep(ctx, pause(failures))
+		_ = bound.Sleep(ctx, pause(failures))
 		failures++
 	}
 }
@@ -209,15 +211,6 @@ func (h *Hub) begin() []string {
 func pause(n int) time.Duration {
 	d := min(minPause<<min(n, 16), maxPause)
 	return d/2 + rand.N(d/2) //nolint:gosec // not a secret
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }
 
 // link is one connection of a run.

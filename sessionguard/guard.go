@@ -63,10 +63,12 @@ package sessionguard
 import (
 	"context"
 	"crypto/rand"
+	"encoding"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -386,17 +388,26 @@ func (m *Monitor) look(name string, s *session) {
 	}
 	s.looking = true
 	m.running.Go(func() {
-		for {
-			_ = m.see(context.Background(), name, s, m.store.Current)
-			m.mu.Lock()
-			if s.looking = s.again && !m.closed && len(s.guards) > 0; !s.looking {
-				m.mu.Unlock() // again is for who is registering
-				return
-			}
-			s.again = false
-			m.mu.Unlock()
+		for m.lookOnce(name, s) {
 		}
 	})
+}
+
+// lookOnce reports whether there is to be another look at once. What could not be read,
+// and what nobody is left to read for, is left to who is registering, and to renewals.
+func (m *Monitor) lookOnce(name string, s *session) (more bool) {
+	err := m.see(context.Background(), name, s, m.store.Current)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case err != nil, len(s.guards) == 0:
+		s.again = true
+	case s.again && !m.closed:
+		s.again = false
+		return true
+	}
+	s.looking = false
+	return false
 }
 
 // see reads the registration of s and judges the guards that were there before. What
@@ -621,8 +632,9 @@ func (g *Guard) End() {
 }
 
 // Check asks the store whether the request is still the last one: nil, or
-// [ErrSuperseded], [ErrLost], [ErrUnavailable], ctx's error; [ErrInvalid] without a
-// guard or after its end. It leaves a gap, in which a newer one may register, so it is
+// [ErrSuperseded], [ErrLost], [ErrUnavailable], ctx's error with its cause, which of the
+// request's own context may be ErrSuperseded, too; [ErrInvalid] without a guard or after
+// its end. It leaves a gap, in which a newer one may register, so it is
 // no fence: see [Guard.Commit] and [Guard.Eval].
 func (g *Guard) Check(ctx context.Context) error {
 	r, err := g.open(ctx)
@@ -652,7 +664,9 @@ func (g *Guard) Check(ctx context.Context) error {
 //
 // Once this process knows that the request is superseded write is not called: the
 // comparison is for what comes after the check. Errors: those of [Guard.Check], and then
-// nothing was written; write's own.
+// write was not called; [ErrSuperseded] when it found no row; write's own, with
+// ErrSuperseded as well if the request has been superseded meanwhile: what write has done
+// then only write can say.
 func (g *Guard) Commit(ctx context.Context, write func(ctx context.Context, epoch uint64) (applied bool, err error)) error {
 	if write == nil {
 		return fmt.Errorf("%w: func is nil", ErrInvalid)
@@ -688,9 +702,10 @@ func NewScript(src string) *Script { return &Script{lua.Guarded(src)} }
 // The result is as of go-redis; a nil reply is nil, nil.
 //
 // Errors: those of [Guard.Check], and then the script did not run, except after
-// [ErrUnavailable] and ctx's error: then it may have. What else the server answers, the
-// script's own errors above all, is wrapped as a [redis.Error]: what the script did
-// before it failed is done. [ErrInvalid] for a monitor that is not on Redis.
+// [ErrUnavailable] and ctx's error, whatever its cause: then it may have, so ask for
+// those first. What else the server answers, the script's own errors above all, is
+// wrapped as a [redis.Error]: what the script did before it failed is done. [ErrInvalid]
+// for a monitor that is not on Redis, and for an argument that go-redis cannot send.
 func (g *Guard) Eval(ctx context.Context, script *Script, keys []string, args ...any) (any, error) {
 	r, err := g.open(ctx)
 	switch {
@@ -702,7 +717,9 @@ func (g *Guard) Eval(ctx context.Context, script *Script, keys []string, args ..
 		return nil, fmt.Errorf("%w: the monitor's store runs no scripts", ErrInvalid)
 	}
 	keys = append([]string{r.name}, keys...)
-	args = append([]any{Registration{r.epoch, r.token}.String()}, args...)
+	if args, err = sendable(Registration{r.epoch, r.token}.String(), args); err != nil {
+		return nil, err
+	}
 	type answer struct {
 		v    any
 		said error // by a server that works
@@ -722,13 +739,36 @@ func (g *Guard) Eval(ctx context.Context, script *Script, keys []string, args ..
 		return nil, err
 	}
 	if now, ok := refusal(a.said); ok {
-		return nil, r.judge(now)
+		return nil, r.refused(now)
 	}
 	if a.said != nil {
 		return nil, r.error("run a script for", a.said)
 	}
 	r.wrote.Store(true)
 	return a.v, nil
+}
+
+// sendable returns first and args as go-redis takes them. It marshals here, where a panic
+// of an argument's method is its caller's.
+func sendable(first string, args []any) ([]any, error) {
+	out := append(make([]any, 0, 1+len(args)), first)
+	for i, arg := range args {
+		switch a := arg.(type) {
+		case nil, string, []byte, bool, int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, float32, float64,
+			*string, *bool, *int, *int8, *int16, *int32, *int64, *uint, *uint8, *uint16, *uint32, *uint64, *float32, *float64,
+			time.Time, time.Duration, *time.Time, *time.Duration, net.IP:
+		case encoding.BinaryMarshaler:
+			b, err := a.MarshalBinary()
+			if err != nil {
+				return nil, fmt.Errorf("%w: argument %d, a %T: %w", ErrInvalid, i, arg, err)
+			}
+			arg = b
+		default:
+			return nil, fmt.Errorf("%w: argument %d is a %T, which go-redis cannot send", ErrInvalid, i, arg)
+		}
+		out = append(out, arg)
+	}
+	return out, nil
 }
 
 // refusal reads the error of guarded.lua.
@@ -757,9 +797,13 @@ func (g *Guard) open(ctx context.Context) (*registration, error) {
 	case failed != nil:
 		return nil, failed
 	case ended:
-		return nil, g.r.error("guard", fmt.Errorf("%w: the guard has ended", ErrInvalid))
+		return nil, g.r.over()
 	}
 	return g.r, nil
+}
+
+func (r *registration) over() error {
+	return r.error("guard", fmt.Errorf("%w: the guard has ended", ErrInvalid))
 }
 
 func (r *registration) state() (failed error, ended bool) { //nolint:revive // it is no error of state
@@ -768,11 +812,24 @@ func (r *registration) state() (failed error, ended bool) { //nolint:revive // i
 	return r.failed, r.ended
 }
 
-// judge judges r by what was read just now.
+// judge judges r by what was read just now. It may have ended meanwhile.
 func (r *registration) judge(now Registration) error {
 	r.m.mu.Lock()
 	defer r.m.unlock(r)
-	return r.m.judge(r, now)
+	if err := r.m.judge(r, now); err != nil || !r.ended {
+		return err
+	}
+	return r.over()
+}
+
+// refused judges r by what a script was refused for, which compares byte by byte.
+func (r *registration) refused(now Registration) error {
+	if err := r.judge(now); err != nil {
+		return err
+	}
+	r.m.mu.Lock()
+	defer r.m.unlock(r)
+	return r.m.fail(r, r.error("guard", ErrLost))
 }
 
 // overtaken is what a store says by applying nothing.

@@ -15,7 +15,7 @@ import (
 // What the handler answers is the answer. A handler whose context has ended should
 // return without one: what a driver or client returns then is context.Canceled, not the
 // cause, and an answer of 500 made of it hides that it was superseded. A superseded
-// request without an answer, that has committed nothing, is answered with 409
+// request without an answer, that knows of nothing it has committed, is answered with 409
 // ([WithConflict]), one whose registration was lost with 503.
 // A request that could not be registered is answered with 503, for an invalid session
 // with 400, as all are if session is nil, and its handler is not called. A panic passes

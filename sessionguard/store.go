@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,12 +29,12 @@ func (r Registration) String() string { return strconv.FormatUint(r.Epoch, 10) +
 
 // parseRegistration reads one; what is none of ours is nobody.
 func parseRegistration(s string) Registration {
-	number, token, ok := strings.Cut(s, " ")
+	number, token, _ := strings.Cut(s, " ")
 	n, err := strconv.ParseUint(number, 10, 64)
-	if !ok || err != nil || n > epoch.Max {
-		return Registration{}
+	if r := (Registration{n, token}); err == nil && n <= epoch.Max && r.String() == s {
+		return r
 	}
-	return Registration{n, token}
+	return Registration{}
 }
 
 // Store keeps the registrations of a fleet. guardtest.StoreTest shows whether an
@@ -248,7 +249,8 @@ func (s *redisStore) probe(ctx context.Context, key string) error {
 		wait = min(wait, time.Until(end)/2) // or the caller is told that there was no answer
 	}
 	if _, err := sub.ReceiveTimeout(ctx, wait); err != nil {
-		if ctx.Err() == nil {
+		var late net.Error // else the connection is lost, which says nothing
+		if errors.As(err, &late) && late.Timeout() && ctx.Err() == nil {
 			s.silent = time.Now().Add(probePause)
 			err = silent
 		}

@@ -432,3 +432,23 @@ func TestArgumentsOfAScript(t *testing.T) {
 	}
 	assert.Equal(t, 1, marshalled, "where its caller is")
 }
+
+// A call that is left behind, because Redis does not answer in time, still reads what it
+// was given; its caller may use his slices again by then.
+func TestScriptLeftBehindReadsCopies(t *testing.T) {
+	rdb := redistest.Start(t).Client()
+	_, g := register(t, newMonitor(t, rdb, sessionguard.WithOpTimeout(50*time.Millisecond)), "s")
+	goOn, sent := make(chan struct{}), make(chan string, 1)
+	rdb.AddHook(beforeEach(func(cmd redis.Cmder) {
+		if strings.HasPrefix(cmd.Name(), "eval") {
+			<-goOn
+			sent <- fmt.Sprintf("%s", cmd.Args())
+		}
+	}))
+	value := []byte("lamp")
+	_, err := g.Eval(t.Context(), set, []string{g.Key("k")}, value)
+	require.ErrorIs(t, err, sessionguard.ErrUnavailable)
+	copy(value, "....")
+	close(goOn)
+	assert.Contains(t, <-sent, "lamp")
+}

@@ -748,13 +748,16 @@ func (g *Guard) Eval(ctx context.Context, script *Script, keys []string, args ..
 	return a.v, nil
 }
 
-// sendable returns first and args as go-redis takes them. It marshals here, where a panic
-// of an argument's method is its caller's.
+// sendable returns first and args as go-redis takes them. It copies and marshals here: a
+// call that is left behind reads its arguments later, and a panic of an argument's method
+// is its caller's.
 func sendable(first string, args []any) ([]any, error) {
 	out := append(make([]any, 0, 1+len(args)), first)
 	for i, arg := range args {
 		switch a := arg.(type) {
-		case nil, string, []byte, bool, int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, float32, float64,
+		case []byte:
+			arg = slices.Clone(a)
+		case nil, string, bool, int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, float32, float64,
 			*string, *bool, *int, *int8, *int16, *int32, *int64, *uint, *uint8, *uint16, *uint32, *uint64, *float32, *float64,
 			time.Time, time.Duration, *time.Time, *time.Duration, net.IP:
 		case encoding.BinaryMarshaler:

@@ -764,7 +764,7 @@ func (r *redisStore) Release(ctx context.Context, session, id, owner string) err
 }
 
 func (r *redisStore) Forget(ctx context.Context, session string, ids ...string) error {
-	for some := range slices.Chunk(ids, batch) {
+	for some := range slices.Chunk(slices.Clone(ids), batch) {
 		_, err := bounded(ctx, r.opTimeout, "forget", func(ctx context.Context) (int64, error) {
 			n, err := r.rdb.HDel(ctx, r.keys(session, "in")[0], some...).Result()
 			rediserr.Seen(ctx, r.rdb, err)
@@ -788,7 +788,7 @@ func (r *redisStore) Put(ctx context.Context, session string, m Message, correla
 	}
 	args := []any{m.ID, body, r.channel(session)}
 	if correlation != nil {
-		args = append(args, correlation)
+		args = append(args, slices.Clone(correlation)) // a call that is left behind reads it later
 	}
 	answer, err := r.store(ctx, "put", r.keys(session, "s", "out", "pend", "gone", "req"), args...)
 	if err != nil {

@@ -499,3 +499,46 @@ func TestErrorsTellNoIDs(t *testing.T) {
 		}
 	}
 }
+
+// A call that is left behind, because Redis does not answer in time, still reads what it
+// was given; its caller may use his slices again by then.
+func TestCallLeftBehindReadsCopies(t *testing.T) {
+	rdb := redistest.Start(t).Client()
+	s := stores(t, rdb, sessionrelay.WithOpTimeout(50*time.Millisecond))("a")
+	at(t, s, "s", "c1")
+	held := &leftBehind{goOn: make(chan struct{}), sent: make(chan []any, 1)}
+	rdb.AddHook(held)
+	payload, correlation := []byte("Confirm?"), []byte("order 17")
+	_, err := s.Put(t.Context(), "s", sessionrelay.Message{ID: "m", Payload: payload}, correlation)
+	require.ErrorIs(t, err, sessionrelay.ErrUnavailable)
+	copy(payload, "........")
+	copy(correlation, "........")
+	close(held.goOn)
+	sent := fmt.Sprintf("%s", <-held.sent)
+	assert.Contains(t, sent, "Confirm?")
+	assert.Contains(t, sent, "order 17")
+}
+
+// leftBehind holds scripts up, and tells what it then has to send.
+type leftBehind struct {
+	goOn chan struct{}
+	sent chan []any
+}
+
+func (*leftBehind) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (h *leftBehind) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if !strings.HasPrefix(cmd.Name(), "eval") {
+			return next(ctx, cmd)
+		}
+		<-h.goOn
+		h.sent <- cmd.Args()
+		cmd.SetErr(errors.New("nobody waits any more"))
+		return cmd.Err()
+	}
+}
+
+func (*leftBehind) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}

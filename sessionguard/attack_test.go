@@ -319,14 +319,14 @@ func TestLookThatFailsIsLeftToTheRenewals(t *testing.T) {
 		wake()
 		settle()
 		assert.LessOrEqual(t, s.count("current")-before, 2)
-		time.Sleep(sessionguardTick)
+		time.Sleep(tick)
 		synctest.Wait()
 		assert.Equal(t, 1, s.count("renew"))
 	})
 }
 
-// sessionguardTick is how often a monitor looks for what is to be renewed, by default.
-const sessionguardTick = time.Second
+// tick is how often a monitor looks for what is to be renewed, by default.
+const tick = time.Second
 
 func TestGuardThatEndsWhileItIsCheckedDoesNotWrite(t *testing.T) {
 	s := &spy{Store: new(sessionguard.MemoryStore)}

@@ -133,24 +133,26 @@ func TestFloorForEpochsNeverFalls(t *testing.T) {
 // A request that has ended is over, whatever is learnt later by what it still tried: what
 // registers under its context is a new one.
 func TestEndedRequestIsNotSupersededLater(t *testing.T) {
-	store := new(sessionguard.MemoryStore)
-	s := &spy{Store: store}
-	m := on(t, mute(s))
-	ctx, g := register(t, m, "s")
-	register(t, on(t, mute(store)), "s")
-	s.before = func(_ context.Context, verb string) error {
-		if verb == "current" {
-			g.End()
+	synctest.Test(t, func(t *testing.T) {
+		store := new(sessionguard.MemoryStore)
+		s := &spy{Store: store}
+		m := on(t, mute(s))
+		ctx, g := register(t, m, "s")
+		register(t, on(t, mute(store)), "s")
+		s.before = func(_ context.Context, verb string) error {
+			if verb == "current" {
+				g.End()
+			}
+			return nil
 		}
-		return nil
-	}
-	require.ErrorIs(t, g.Check(t.Context()), sessionguard.ErrSuperseded)
-	require.ErrorIs(t, g.Check(t.Context()), sessionguard.ErrInvalid, "it has ended")
-	s.before = nil
-	again, g2, err := m.Register(context.WithoutCancel(ctx), "s")
-	require.NoError(t, err)
-	defer g2.End()
-	goesOn(t, again, g2)
+		require.ErrorIs(t, g.Check(t.Context()), sessionguard.ErrSuperseded)
+		require.ErrorIs(t, g.Check(t.Context()), sessionguard.ErrInvalid, "it has ended")
+		s.before = nil
+		again, g2, err := m.Register(context.WithoutCancel(ctx), "s")
+		require.NoError(t, err)
+		defer g2.End()
+		goesOn(t, again, g2)
+	})
 }
 
 // A wake-up that was under way when the monitor was closed asks nobody and ends nobody.
@@ -329,10 +331,12 @@ func TestLookThatFailsIsLeftToTheRenewals(t *testing.T) {
 const tick = time.Second
 
 func TestGuardThatEndsWhileItIsCheckedDoesNotWrite(t *testing.T) {
-	s := &spy{Store: new(sessionguard.MemoryStore)}
-	_, g := register(t, on(t, mute(s)), "s")
-	s.before = func(context.Context, string) error { g.End(); return nil }
-	assert.ErrorIs(t, g.Commit(t.Context(), never(t)), sessionguard.ErrInvalid)
+	synctest.Test(t, func(t *testing.T) {
+		s := &spy{Store: new(sessionguard.MemoryStore)}
+		_, g := register(t, on(t, mute(s)), "s")
+		s.before = func(context.Context, string) error { g.End(); return nil }
+		assert.ErrorIs(t, g.Commit(t.Context(), never(t)), sessionguard.ErrInvalid)
+	})
 }
 
 // A script compares byte by byte: what it refuses is never reported as done, whoever has

@@ -255,7 +255,7 @@ func together(found []Message) []Message {
 // end kicks.
 func (c *Conn) deliver(messages []Message) (more bool, err error) {
 	var tried []string
-	counted := 0
+	sent := false
 	defer func() { // whatever the send func does: also when it is what ends the connection
 		if len(tried) > 0 {
 			err = errors.Join(c.n.store.Attempted(c.base, c.session, c.id, tried...), err)
@@ -272,9 +272,8 @@ func (c *Conn) deliver(messages []Message) (more bool, err error) {
 			tried = append(tried, m.ID)
 		} else if err = c.count(m.ID); err != nil {
 			break
-		} else {
-			counted++
 		}
+		sent = true
 		if failed := c.try(m); failed != nil {
 			c.n.emit(Event{Kind: EventSendFailed, Session: c.session, Home: c.home, Message: m.ID, Err: failed})
 			err = errSend
@@ -283,7 +282,7 @@ func (c *Conn) deliver(messages []Message) (more bool, err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(tried)+counted > 0 || !c.skipped, err
+	return sent || !c.skipped, err
 }
 
 // count stores an attempt before it is made: of a message that goes alone, which may be

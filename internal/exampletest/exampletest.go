@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -16,18 +17,32 @@ import (
 // bodies finds the examples of a file, to their closing brace.
 var bodies = regexp.MustCompile(`(?ms)^func Example.*?^}$`)
 
-// ReachAll fails t for every exported name of the package in the working directory that
-// is in no example, nor in what those of example_test.go share, but those that unshown
-// matches: methods of standard interfaces, and what a struct or group is shown by.
+// ReachAll fails t for every name that is [Missing].
 func ReachAll(t *testing.T, unshown *regexp.Regexp) {
 	t.Helper()
+	names, err := Missing(unshown)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		t.Errorf("%s is in no example", name)
+	}
+}
+
+// Missing returns the exported names of the package in the working directory that are in
+// no example, nor in what those of example_test.go share, but those that unshown matches:
+// methods of standard interfaces, and what a struct or group is shown by.
+func Missing(unshown *regexp.Regexp) (names []string, err error) {
 	files, err := filepath.Glob("*.go")
-	must(t, err)
+	if err != nil {
+		return nil, err
+	}
 	var shown strings.Builder
-	names := map[string]bool{}
 	for _, file := range files {
 		b, err := os.ReadFile(file) //nolint:gosec // of this directory
-		must(t, err)
+		if err != nil {
+			return nil, err
+		}
 		switch {
 		case file == "example_test.go":
 			shown.Write(b)
@@ -37,31 +52,21 @@ func ReachAll(t *testing.T, unshown *regexp.Regexp) {
 			}
 		default:
 			parsed, err := parser.ParseFile(token.NewFileSet(), file, b, parser.SkipObjectResolution)
-			must(t, err)
+			if err != nil {
+				return nil, err
+			}
 			for _, decl := range parsed.Decls {
 				for _, id := range declared(decl) {
 					if id.IsExported() && !unshown.MatchString(id.Name) {
-						names[id.Name] = true
+						names = append(names, id.Name)
 					}
 				}
 			}
 		}
 	}
-	if len(names) == 0 {
-		t.Error("no exported names: is this the package's directory?")
-	}
-	for name := range names {
-		if !regexp.MustCompile(`[.)]\s*` + name + `\b`).MatchString(shown.String()) {
-			t.Errorf("%s is in no example", name)
-		}
-	}
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
+	return slices.DeleteFunc(names, func(name string) bool {
+		return regexp.MustCompile(`[.)]\s*` + name + `\b`).MatchString(shown.String())
+	}), nil
 }
 
 // declared returns the names of a declaration, but those of methods that nobody else can
